@@ -1,0 +1,40 @@
+# make demo | test | test-all | lint | bench: each makes .venv on its first use and reuses it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Some of the tested versions are not made for Python 3.10, which gets the newest that are.
+TESTED = $$($(PYTHON) -c 'import sys; print("--constraint requirements-tested.txt" if sys.version_info >= (3, 11) else "")')
+
+.PHONY: demo test test-all lint bench clean
+.DEFAULT_GOAL := test
+
+# Reinstalled when the project's requirements change, not when its code does (the install is editable).
+$(READY): pyproject.toml requirements-tested.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python >= 3.10 is needed"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TESTED) --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/spp demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not full"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.pooling
+	$(BIN)/python -m benchmarks.extract
+	$(BIN)/python -m benchmarks.store
+	$(BIN)/python -m benchmarks.scan
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

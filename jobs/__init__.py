@@ -1,0 +1,1 @@
+"""What runs where: one module per stage, the command line, the scheduling of shards on Ray."""

@@ -1,0 +1,123 @@
+"""What a convolutional body is: its layers, its preprocessing, its weights; an image in, a conv map out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.images import RGB
+from pipeline.receptive_field import Geometry, Layer, geometry, map_length, smallest_input
+from pipeline.windows import scaled_size
+
+State = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class BodySpec:
+    """A body without its weights.
+
+    ``layers`` are those that move or shrink the map, in one axis, from the image to the map. ``mean`` and ``std`` are
+    RGB, in units of 0..255. ``pad_to``: the preprocessed image is zero-padded right and below to a multiple of this.
+    ``build`` makes the network, its weights random; ``published`` returns the state of the weights that stand behind
+    ``weights: default``, or raises WeightsError. ``fuse`` readies a loaded network for inference.
+    """
+
+    name: str
+    layers: tuple[Layer, ...]
+    channels: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    build: Callable[[], nn.Module]
+    published: Callable[[], State]
+    pad_to: int = 1
+    fuse: Callable[[nn.Module], nn.Module] = lambda network: network
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Stride, centre and size of the receptive fields of the map's cells."""
+        return geometry(self.layers)
+
+    @cached_property
+    def smallest_input(self) -> int:
+        """Sides shorter than this are zero-padded to it: below, there would be no cell."""
+        return smallest_input(self.layers)
+
+    def padded_length(self, length: int) -> int:
+        """The input length, zero padding included, for a scaled image side of ``length`` pixels."""
+        return -(-max(length, self.smallest_input) // self.pad_to) * self.pad_to
+
+    def map_length(self, length: int) -> int:
+        """Cells of the map along a scaled image side of ``length`` pixels."""
+        return self.geometry.cells_that_see(length, map_length(self.layers, self.padded_length(length)))
+
+    def map_size(self, height: int, width: int, scale: int) -> tuple[int, int]:
+        """Size (height, width) of the map of an image of ``height`` x ``width`` at ``scale``."""
+        scaled = scaled_size(height, width, scale)
+        return self.map_length(scaled[0]), self.map_length(scaled[1])
+
+
+class Body:
+    """A body with weights, on a device, ready for inference.
+
+    Parameters
+    ----------
+    spec : what to build.
+    state : its parameters and buffers, by name.
+    device : a torch device name. Determinism: the same device and thread count give the same bits.
+    """
+
+    def __init__(self, spec: BodySpec, state: State, device: str = "cpu") -> None:
+        self.spec = spec
+        self.device = torch.device(device)
+        network = spec.build()
+        network.load_state_dict(dict(state))
+        network = spec.fuse(network.eval())
+        self._network = network.to(self.device, memory_format=torch.channels_last)
+        self._mean = torch.tensor(spec.mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1)
+
+    @torch.inference_mode()
+    def conv_map(self, image: RGB, scale: int) -> torch.Tensor:
+        """The conv map of an image at a scale: float32 (channels, height, width), channels last in memory.
+
+        The image's short side becomes ``scale`` (bilinear, not antialiased: SPP_net spp_features_convX.m:43-52).
+        """
+        height, width = scaled_size(image.shape[0], image.shape[1], scale)
+        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        return self.conv_map_of(self.preprocess(resized))[
+            :, : self.spec.map_length(height), : self.spec.map_length(width)
+        ]
+
+    @torch.inference_mode()
+    def preprocess(self, resized: RGB) -> torch.Tensor:
+        """A uint8 RGB image as the network's input: normalised, zero-padded, float32 (1, 3, height, width)."""
+        pixels = torch.from_numpy(np.ascontiguousarray(resized)).to(self.device)
+        batch = pixels.permute(2, 0, 1)[None].float()  # (1, 3, H, W), channels last
+        batch = batch.sub_(self._mean).div_(self._std)
+        bottom = self.spec.padded_length(resized.shape[0]) - resized.shape[0]
+        right = self.spec.padded_length(resized.shape[1]) - resized.shape[1]
+        if bottom or right:
+            batch = nn.functional.pad(batch, (0, right, 0, bottom))
+        return batch.contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def conv_map_of(self, batch: torch.Tensor) -> torch.Tensor:
+        """The whole map of one preprocessed image: float32 (channels, height, width)."""
+        return self._network(batch)[0]
+
+
+def weights_digest(state: State) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a state, whatever file it came in."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{values.dtype}\0{tuple(values.shape)}\0".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

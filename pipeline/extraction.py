@@ -1,0 +1,118 @@
+"""Feature extraction: the body once per image and scale, then one pooled vector per box (paper 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline import pyramid
+from pipeline.bodies import Body
+from pipeline.boxes import Boxes
+from pipeline.errors import BodyError
+from pipeline.images import RGB
+from pipeline.phases import PhaseClock
+from pipeline.windows import Mapping, ScaleRule, Windows, choose_scales, fitting_scales, map_windows
+
+
+@dataclass(frozen=True)
+class RegionFeatures:
+    """Of the N boxes of one image, in their order.
+
+    ``scales``: int32 (N,), the short side at which each box was pooled. ``windows``: int16 (N, 4), inclusive cells of
+    the map at that scale. ``vectors``: float16 (N, dim).
+    """
+
+    scales: NDArray[np.int32]
+    windows: Windows
+    vectors: NDArray[np.float16]
+
+
+@dataclass
+class RegionExtractor:
+    """Boxes of an image to vectors, with one body and one set of rules.
+
+    Parameters
+    ----------
+    body : on its device.
+    scales : short sides, in pixels.
+    scale_rule, mapping : see ``pipeline.windows``.
+    levels : of the spatial pyramid, in the order of the vector.
+    max_scaled_pixels : an image that would exceed this is taken at the largest smaller size that fits.
+    threads : of the pooling on a CPU.
+    clock : where the seconds of the phases ``conv``, ``pool`` and ``transfer`` are counted.
+    """
+
+    body: Body
+    scales: Sequence[int]
+    scale_rule: ScaleRule = "area"
+    mapping: Mapping = "released"
+    levels: Sequence[int] = pyramid.LEVELS
+    max_scaled_pixels: int = 1200 * 2400
+    threads: int = 1
+    clock: PhaseClock = field(default_factory=PhaseClock)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.body.spec.channels * pyramid.bin_count(self.levels)
+
+    def windows(self, boxes: Boxes, height: int, width: int) -> tuple[NDArray[np.int32], Windows]:
+        """Scale and window of every box of a ``height`` x ``width`` image."""
+        fitting = fitting_scales(height, width, self.scales, self.max_scaled_pixels)
+        scales = choose_scales(boxes, height, width, fitting, self.scale_rule)
+        windows = np.empty((len(boxes), 4), np.int16)
+        for scale in np.unique(scales):
+            chosen = scales == scale
+            map_size = self.body.spec.map_size(height, width, int(scale))
+            windows[chosen] = map_windows(
+                boxes[chosen], (height, width), int(scale), self.body.spec.geometry, map_size, self.mapping
+            )
+        return scales, windows
+
+    def __call__(self, image: RGB, boxes: Boxes, out: NDArray[np.float16] | None = None) -> RegionFeatures:
+        """Features of ``boxes`` (N, 4) on ``image``.
+
+        ``out``: a float16 buffer of at least (N, dim) to write to; ``vectors`` is then a view of it. A fresh buffer
+        costs more than the pooling, since the system has to hand out its pages.
+
+        Raises BodyError if the map is not finite in float16.
+        """
+        scales, windows = self.windows(boxes, image.shape[0], image.shape[1])
+        vectors = np.empty((len(boxes), self.dim), np.float16) if out is None else out[: len(boxes)]
+        for scale in np.unique(scales):
+            rows = np.flatnonzero(scales == scale)
+            with self.clock.phase("conv"):
+                conv_map = self.body.conv_map(image, int(scale))
+                self._wait()
+            if self.body.device.type == "cpu":
+                with self.clock.phase("pool"):
+                    halved = _half(conv_map)
+                    pyramid.pool(halved, windows[rows], self.levels, threads=self.threads, out=vectors, rows=rows)
+            else:
+                with self.clock.phase("pool"):
+                    pooled = pyramid.pool_torch(conv_map, windows[rows], self.levels)
+                    self._wait()
+                with self.clock.phase("transfer"):
+                    if not torch.isfinite(pooled).all():
+                        raise BodyError(_NOT_FINITE)
+                    vectors[rows] = pooled.cpu().numpy()
+        return RegionFeatures(scales, windows, vectors)
+
+    def _wait(self) -> None:
+        """Kernels on a GPU run behind; without this the phases' seconds would be those of whoever waits."""
+        if self.body.device.type == "cuda":
+            torch.cuda.synchronize(self.body.device)
+
+
+_NOT_FINITE = "the conv map is not finite in float16 (values beyond 65,504, or NaN); use other weights for the body"
+
+
+def _half(conv_map: torch.Tensor) -> NDArray[np.float16]:
+    try:
+        return pyramid.half(conv_map.permute(1, 2, 0).half().numpy())
+    except ValueError as error:
+        raise BodyError(_NOT_FINITE) from error

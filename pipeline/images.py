@@ -1,0 +1,65 @@
+"""Image bytes to RGB arrays. Content errors are told apart from everything else."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
+
+from pipeline.errors import ImageError
+
+RGB = NDArray[np.uint8]
+
+MAX_PIXELS = 256 * 1024 * 1024
+"""Images of more pixels are refused before their pixels are read: they are decompression bombs, or need tiling."""
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(height, width) from the header of an encoded image, as its file stores it (no EXIF rotation).
+
+    Raises ImageError for bytes that no decoder knows or that declare more than ``MAX_PIXELS`` pixels.
+    """
+    with _open(data) as image:
+        return image.height, image.width
+
+
+def decode_image(data: bytes) -> RGB:
+    """An encoded image as uint8 of shape (height, width, 3), RGB, as its file stores it.
+
+    EXIF orientation is not applied: VOC annotations count pixels as stored. Grey, palette, CMYK, alpha and 16-bit
+    images are converted to 8-bit RGB (alpha is dropped, of an animation the first frame is taken).
+
+    Raises ImageError for an empty, truncated or unknown file and for one of more than ``MAX_PIXELS`` pixels.
+    """
+    with _open(data) as image:
+        try:
+            if image.mode.startswith("I;16") or image.mode == "I":
+                values = np.asarray(image, dtype=np.int64)
+                grey = (np.clip(values, 0, 65535) >> 8).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
+            return np.array(image.convert("RGB"))
+        # Pillow's decoders report broken data with these, depending on the format
+        except (OSError, SyntaxError, ValueError, IndexError, EOFError, OverflowError) as error:
+            raise ImageError(f"the image cannot be decoded: {error}; replace the file") from error
+
+
+def _open(data: bytes) -> PillowImage.Image:
+    if not data:
+        raise ImageError("the image file is empty; replace the file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own bomb warning; the limit below is ours
+            image = PillowImage.open(io.BytesIO(data))
+    except (UnidentifiedImageError, PillowImage.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, PillowImage.DecompressionBombError):
+            raise ImageError(f"{error}; shrink or tile the image") from error
+        raise ImageError("the file is no image that can be read; replace the file") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(
+            f"the image declares {image.width} x {image.height} pixels, more than {MAX_PIXELS}; shrink or tile it"
+        )
+    return image
