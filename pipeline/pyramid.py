@@ -14,6 +14,7 @@ float16 bits turned into ordered int16 keys the maximum is an integer one, sixte
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -104,7 +105,7 @@ def pool(
         _pool_keys(keys, windows, rows, plan, target, signed)
         return out
     cuts = np.linspace(0, len(windows), 4 * threads + 1).astype(int)  # more pieces than threads: windows differ in size
-    parts = [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    parts = [slice(a, b) for a, b in itertools.pairwise(cuts)]
     with ThreadPoolExecutor(threads) as workers:
         list(workers.map(lambda part: _pool_keys(keys, windows[part], rows[part], plan, target, signed), parts))
     return out
@@ -187,7 +188,7 @@ def _flip_negative(bits):
 
 @numba.njit(nogil=True, cache=True)
 def _pool_keys(keys, windows, rows, plan, out, signed):
-    """Maxima of int16 keys (height, width, channels) over the bins of window i, to row rows[i] of out (M, bins * channels).
+    """Maxima of int16 keys (height, width, channels) over the each window's bins, to its row of out (M, dim).
 
     A level taken from the map goes row of bins by row of bins: first a maximum down the rows, which runs over whole
     contiguous stretches of the map, then one across the columns of that strip.
