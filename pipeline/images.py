@@ -8,14 +8,28 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
 
 from pipeline.errors import ImageError
 
 RGB = NDArray[np.uint8]
 
-MAX_PIXELS = 256 * 1024 * 1024
-"""Images of more pixels are refused before their pixels are read: they are decompression bombs, or need tiling."""
+MAX_PIXELS = 160 * 1024 * 1024
+"""Images of more pixels are refused before their pixels are read: they are decompression bombs, or need tiling.
+Below Pillow's own limit of 179 million, so that this one is what holds."""
+
+PillowImage.init()
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+    if name in PillowImage.OPEN
+)
+"""What is read. Pillow knows more; some of those are no photographs, and one (EPS) runs an interpreter."""
+
+# For good, since warnings cannot be silenced for one thread alone: what matters here is raised.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_BROKEN_DATA = (OSError, SyntaxError, ValueError, IndexError, EOFError, OverflowError, RuntimeError)
+"""What Pillow's decoders raise on it, depending on the format."""
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -42,8 +56,7 @@ def decode_image(data: bytes) -> RGB:
                 grey = (np.clip(values, 0, 65535) >> 8).astype(np.uint8)
                 return np.repeat(grey[:, :, None], 3, axis=2)
             return np.array(image.convert("RGB"))
-        # Pillow's decoders report broken data with these, depending on the format
-        except (OSError, SyntaxError, ValueError, IndexError, EOFError, OverflowError) as error:
+        except _BROKEN_DATA as error:
             raise ImageError(f"the image cannot be decoded: {error}; replace the file") from error
 
 
@@ -51,13 +64,11 @@ def _open(data: bytes) -> PillowImage.Image:
     if not data:
         raise ImageError("the image file is empty; replace the file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own bomb warning; the limit below is ours
-            image = PillowImage.open(io.BytesIO(data))
-    except (UnidentifiedImageError, PillowImage.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, PillowImage.DecompressionBombError):
-            raise ImageError(f"{error}; shrink or tile the image") from error
-        raise ImageError("the file is no image that can be read; replace the file") from error
+        image = PillowImage.open(io.BytesIO(data), formats=FORMATS)
+    except PillowImage.DecompressionBombError as error:
+        raise ImageError(f"the image declares more than {MAX_PIXELS} pixels; shrink or tile it") from error
+    except _BROKEN_DATA as error:
+        raise ImageError(f"the file is no image of a kind that is read ({', '.join(FORMATS)}); replace it") from error
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(
             f"the image declares {image.width} x {image.height} pixels, more than {MAX_PIXELS}; shrink or tile it"

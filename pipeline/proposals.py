@@ -104,7 +104,7 @@ def propose(
     searched = image
     if max_side is not None and longest > max_side:
         size = (max(1, round(width * max_side / longest)), max(1, round(height * max_side / longest)))
-        searched = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        searched = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     h, w = searched.shape[:2]
     if min(h, w) < max(min_side, 2):
         return as_boxes([])

@@ -41,7 +41,7 @@ def parse_annotation(xml: bytes, height: int, width: int) -> Annotation:
     """
     try:
         root = fromstring(xml, forbid_dtd=True)
-    except (ParseError, DefusedXmlException, ValueError) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise AnnotationError(f"the annotation is not valid XML: {error}; mend or remove it") from error
     notes = _size_notes(root, height, width)
     names, boxes, difficult, truncated = [], [], [], []
@@ -79,7 +79,7 @@ def _number(element: Element, path: str, number: int) -> float:
         value = float(text) if text is not None else math.nan
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not abs(value) < 1e9:  # nor NaN
         raise AnnotationError(f"object {number}: <{path}> is {text!r}; a number is needed")
     return value
 

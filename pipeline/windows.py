@@ -83,19 +83,21 @@ def map_windows(
 
     The box's inclusive pixel indices are scaled by (scale - 1) / (short side - 1) on both axes, corner to corner
     (spp_features_convX_to_poolX.m:44-45). Its window holds the cells whose receptive-field centre lies strictly
-    inside it, or outside by less than the slack. Where there is none, it is the cell on the lower side of the gap
-    (spm_pool_caffe_mex.cpp:122-132); then it is clamped to the map (:138-142). A box that covers the whole image is
-    the whole map.
+    inside it, or outside by less than the slack. Where there is none, it is the cell centred on the box's middle or
+    nearest below it (spm_pool_caffe_mex.cpp:122-132); then it is clamped to the map (:138-142). A box that covers the
+    whole image is the whole map.
     """
     height, width = image_size
     short = min(height, width)
-    factor = (scale - 1) / (short - 1) if short > 1 else float(scale)
-    slack = SLACK[mapping]
-    low = (boxes[:, :2].astype(np.float64) * factor - slack - field.centre) / field.stride
-    high = ((boxes[:, 2:].astype(np.float64) - 1) * factor + slack - field.centre) / field.stride
+    # multiplied before divided: an edge that falls on a centre is then found there exactly
+    numerator, denominator = (scale - 1, short - 1) if short > 1 else (scale, 1)
+    inset = field.centre + np.array([SLACK[mapping], -SLACK[mapping]])
+    low = (boxes[:, :2].astype(np.float64) * numerator / denominator - inset[0]) / field.stride
+    high = ((boxes[:, 2:].astype(np.float64) - 1) * numerator / denominator - inset[1]) / field.stride
     first = np.floor(low).astype(np.int64) + 1
     last = np.ceil(high).astype(np.int64) - 1
-    first = np.where(first > last, last, first)  # a gap: `last` is the cell on its lower side
+    gap = first > last
+    first[gap] = last[gap] = np.floor((low + high) / 2).astype(np.int64)[gap]
     limit = np.array([map_size[1] - 1, map_size[0] - 1])
     windows = np.concatenate([np.clip(first, 0, limit), np.clip(last, 0, limit)], axis=1).astype(np.int16)
     whole = (boxes[:, :2] <= 0).all(axis=1) & (boxes[:, 2] >= width) & (boxes[:, 3] >= height)

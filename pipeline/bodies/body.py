@@ -79,7 +79,7 @@ class Body:
         network = spec.build()
         network.load_state_dict(dict(state))
         network = spec.fuse(network.eval())
-        self._network = network.to(self.device, memory_format=torch.channels_last)
+        self._network = network.to(self.device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(spec.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1)
 
@@ -90,7 +90,7 @@ class Body:
         The image's short side becomes ``scale`` (bilinear, not antialiased: SPP_net spp_features_convX.m:43-52).
         """
         height, width = scaled_size(image.shape[0], image.shape[1], scale)
-        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        resized = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
         return self.conv_map_of(self.preprocess(resized))[
             :, : self.spec.map_length(height), : self.spec.map_length(width)
         ]

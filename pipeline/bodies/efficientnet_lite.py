@@ -14,7 +14,6 @@ import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -138,6 +137,7 @@ def _fuse_body(network: nn.Module) -> nn.Module:
     assert isinstance(network, EfficientNetLite0Body)
     _fuse(network, "_conv_stem", "_bn0")
     for block in network._blocks:
+        assert isinstance(block, _InvertedResidual)
         block.fuse()
     return network
 

@@ -1,0 +1,90 @@
+"""Verification: committed files against what their commits and their upstream say of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.commits import Commit, CommitName, data_key, read_commits
+from storage.manifest import Manifest, read_manifest
+from storage.root import Root
+from storage.runs import RunRecord
+
+_CHUNK = 16 * 1024 * 1024
+
+
+def check_dataset(root: Root, record: RunRecord, dataset: str) -> Iterator[str]:
+    """What is wrong with a run's dataset, one line each; nothing if all is well.
+
+    Re-reads every file: size, SHA-256, footer, rows of every image, row groups of one image each; then that every
+    image of the dataset stands in exactly one shard.
+    """
+    entry = record.datasets[dataset]
+    if entry.manifest is None:
+        yield f"{dataset}: not complete; `spp {entry.stage}` goes on with it"
+        return
+    manifest = read_manifest(root, dataset, entry.method, entry.manifest)
+    if len(manifest.table) != entry.shards:
+        yield f"{dataset}: the manifest has {len(manifest.table)} shards, the run {entry.shards}"
+    seen: Counter[str] = Counter()
+    for commit in _commits(root, manifest):
+        seen.update([*commit.images, *(row.image_id for row in commit.failed), *commit.skipped])
+        yield from _check_file(root, commit)
+    yield from (f"{dataset}: image {image_id!r} stands in {n} shards" for image_id, n in seen.items() if n > 1)
+    if dataset not in ("images", "objects", "truth_features"):
+        expected = _indexed_images(root, record)
+        yield from (f"{dataset}: image {image_id!r} is missing" for image_id in sorted(expected - seen.keys()))
+        yield from (f"{dataset}: image {image_id!r} is not in images" for image_id in sorted(seen.keys() - expected))
+
+
+def _commits(root: Root, manifest: Manifest) -> list[Commit]:
+    rows = manifest.table.select(["shard", "revision", "attempt"]).to_pylist()
+    names = [CommitName(row["shard"], row["revision"], row["attempt"]) for row in rows]
+    return read_commits(root, manifest.dataset, manifest.method, names)
+
+
+def _check_file(root: Root, commit: Commit) -> Iterator[str]:
+    key = data_key(commit.dataset, commit.method, commit.name)
+    try:
+        size = root.size(key)
+    except FileNotFoundError:
+        yield f"{key}: the file is missing"
+        return
+    if size != commit.bytes:
+        yield f"{key}: {size} bytes, its commit says {commit.bytes}"
+        return
+    if _sha256(root, key) != commit.sha256:
+        yield f"{key}: its SHA-256 is not the one in its commit"
+        return
+    with root.open(key) as stream, pq.ParquetFile(stream) as parquet:
+        rows: Counter[str] = Counter()
+        for group in range(parquet.num_row_groups):
+            ids = parquet.read_row_group(group, columns=["image_id"])["image_id"].unique().to_pylist()
+            if len(ids) != 1 and commit.dataset not in ("images", "objects"):
+                yield f"{key}: row group {group} holds {len(ids)} images"
+            for image_id in ids:
+                rows[image_id] += parquet.metadata.row_group(group).num_rows if len(ids) == 1 else 0
+    if commit.dataset not in ("images", "objects") and dict(rows) != {i: n for i, n in commit.images.items() if n}:
+        yield f"{key}: the rows of its images are not those of its commit"
+
+
+def _sha256(root: Root, key: str) -> str:
+    total = hashlib.sha256()
+    with root.open(key) as stream:
+        while chunk := stream.read(_CHUNK):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+def _indexed_images(root: Root, record: RunRecord) -> set[str]:
+    entry = record.datasets["images"]
+    assert entry.manifest is not None
+    manifest = read_manifest(root, "images", entry.method, entry.manifest)
+    ids: set[str] = set()
+    for key in manifest.keys:
+        ids.update(pq.read_table(pa.BufferReader(root.read(key)), columns=["image_id"])["image_id"].to_pylist())
+    return ids

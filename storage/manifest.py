@@ -1,0 +1,158 @@
+"""Manifests: the winning commits of one set of shards, folded into one immutable table.
+
+Its digest is that of the (shard, revision) pairs, so the same content has the same digest on every root.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.commits import Commit, CommitName, LedgerRow, read_commits
+from storage.identity import METHOD_LENGTH, digest
+from storage.root import Root
+from storage.schemas import SCHEMA_VERSION, VERSION_KEY, check_version
+
+_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("revision", pa.int32()),
+        ("attempt", pa.string()),
+        ("data", pa.string()),
+        ("rows", pa.int64()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("images", pa.int32()),
+        ("first_image", pa.string()),
+        ("last_image", pa.string()),
+        ("failed", pa.int32()),
+        ("ledger", pa.string()),
+        ("seconds", pa.string()),
+    ],
+    metadata={VERSION_KEY: str(SCHEMA_VERSION)},
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The committed files of one dataset and method, in the order of their images.
+
+    ``table`` has one row per shard: its commit's name, data key (relative to the method's folder), rows, bytes,
+    SHA-256, number of images, first and last image id, and, as JSON, its ledger and its seconds by phase.
+    """
+
+    dataset: str
+    method: str
+    digest: str
+    table: pa.Table
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return _total(self.table, "rows")
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return _total(self.table, "bytes")
+
+    @property
+    def images(self) -> int:
+        """Images with a result, those without rows included, failed ones not."""
+        return _total(self.table, "images")
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the data files under the root."""
+        return [f"{self.dataset}/{self.method}/{data}" for data in self.table["data"].to_pylist()]
+
+    @cached_property
+    def ledger(self) -> list[LedgerRow]:
+        """Every ledger row."""
+        texts = [text for text in self.table["ledger"].to_pylist() if text != "[]"]
+        return [LedgerRow.model_validate(row) for text in texts for row in json.loads(text)]
+
+    @property
+    def failed(self) -> int:
+        """Images that failed."""
+        return _total(self.table, "failed")
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase, over all shards."""
+        total: dict[str, float] = {}
+        for text in self.table["seconds"].to_pylist():
+            for phase, value in json.loads(text).items():
+                total[phase] = round(total.get(phase, 0.0) + value, 4)
+        return total
+
+
+def manifest_digest(names: Iterable[CommitName]) -> str:
+    """Digest of the winning shards and revisions."""
+    return digest(*(f"{name.shard}.r{name.revision}".encode() for name in sorted(names)))[:METHOD_LENGTH]
+
+
+def fold(root: Root, dataset: str, method: str, names: Sequence[CommitName]) -> Manifest:
+    """The manifest of the commits ``names``, read from its file or made and published."""
+    ident = manifest_digest(names)
+    key = manifest_key(dataset, method, ident)
+    if root.exists(key):
+        return read_manifest(root, dataset, method, ident)
+    manifest = in_memory(root, dataset, method, names)
+    buffer = io.BytesIO()
+    pq.write_table(manifest.table, buffer, compression="zstd")
+    root.write(key, buffer.getvalue())
+    return manifest
+
+
+def in_memory(root: Root, dataset: str, method: str, names: Sequence[CommitName]) -> Manifest:
+    """The same, without publishing it: a view of shards that are not all there yet."""
+    commits = sorted(read_commits(root, dataset, method, names), key=lambda c: (min(_ids(c), default=""), c.shard))
+    table = pa.Table.from_pylist([_row(commit) for commit in commits], schema=_SCHEMA)
+    return Manifest(dataset, method, manifest_digest(names), table)
+
+
+def read_manifest(root: Root, dataset: str, method: str, ident: str) -> Manifest:
+    """A published manifest."""
+    key = manifest_key(dataset, method, ident)
+    table = pq.read_table(pa.BufferReader(root.read(key)))
+    check_version((table.schema.metadata or {}).get(VERSION_KEY.encode(), b"?").decode(), key)
+    return Manifest(dataset, method, ident, table)
+
+
+def manifest_key(dataset: str, method: str, ident: str) -> str:
+    """Key of a manifest."""
+    return f"{dataset}/{method}/manifest/{ident}.parquet"
+
+
+def _row(commit: Commit) -> dict[str, object]:
+    ids = _ids(commit)
+    return {
+        "shard": commit.shard,
+        "revision": commit.revision,
+        "attempt": commit.attempt,
+        "data": commit.data,
+        "rows": commit.rows,
+        "bytes": commit.bytes,
+        "sha256": commit.sha256,
+        "images": len(commit.images),
+        "first_image": min(ids, default=""),
+        "last_image": max(ids, default=""),
+        "failed": len(commit.failed),
+        "ledger": json.dumps([row.model_dump() for row in commit.ledger]),
+        "seconds": json.dumps(commit.seconds),
+    }
+
+
+def _ids(commit: Commit) -> list[str]:
+    return [*commit.images, *(row.image_id for row in commit.ledger), *commit.skipped]
+
+
+def _total(table: pa.Table, column: str) -> int:
+    return sum(table[column].to_pylist())

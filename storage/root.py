@@ -1,0 +1,195 @@
+"""A root: one fsspec URL under which everything lies, and the one way in which a file gets there whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow.fs
+from fsspec.implementations.local import LocalFileSystem
+
+_SECRET = ("key", "secret", "token", "password", "credential", "sas")
+
+
+class StorageError(ValueError):
+    """Something about a root, a run or a dataset that the user can mend. The message says how."""
+
+
+def open_root(url: str, storage_options: Mapping[str, Any] | None = None) -> Root:
+    """The root at ``url``; nothing is created or read yet.
+
+    ``storage_options`` go to the fsspec file system. A value ``env:NAME`` is taken from the environment, and what
+    looks like a secret must be given so (or by a profile): configs are written beside the data.
+
+    Raises StorageError: an unknown protocol, a missing package, a secret in the open, an unset variable.
+    """
+    options = resolve_options(storage_options or {})
+    if "://" in url and not url.startswith(("file://", "local://", "memory://")):
+        options.setdefault("use_listings_cache", False)  # another process's commits must be seen
+    try:
+        fs, path = fsspec.url_to_fs(url, **options)
+    except ImportError as error:
+        raise StorageError(
+            f"root {url!r}: {error}; install the package, e.g. pip install 'spp-pipeline[s3]'"
+        ) from error
+    except ValueError as error:
+        raise StorageError(f"root {url!r}: {error}") from error
+    if isinstance(fs, LocalFileSystem):
+        url = path  # absolute: a worker's current folder is another one
+    return Root(url.rstrip("/"), fs, path.rstrip("/"), dict(storage_options or {}))
+
+
+def resolve_options(options: Mapping[str, Any], key: str = "storage_options") -> dict[str, Any]:
+    """``options`` with every ``env:NAME`` replaced by the variable's value; StorageError for an open secret."""
+    resolved: dict[str, Any] = {}
+    for name, value in options.items():
+        where = f"{key}.{name}"
+        if isinstance(value, Mapping):
+            resolved[name] = resolve_options(value, where)
+        elif isinstance(value, str) and value.startswith("env:"):
+            variable = value.removeprefix("env:")
+            if variable not in os.environ:
+                raise StorageError(f"{where} names the environment variable {variable!r}, which is not set")
+            resolved[name] = os.environ[variable]
+        elif any(word in name.lower() for word in _SECRET) and isinstance(value, str):
+            raise StorageError(f"{where} looks like a secret; name an environment variable instead: {name}: env:NAME")
+        else:
+            resolved[name] = value
+    return resolved
+
+
+class Root:
+    """Files by key, a ``/``-separated path relative to the root's URL.
+
+    Pickles as its URL and unresolved options, so that no secret travels with it.
+    """
+
+    def __init__(self, url: str, fs: fsspec.AbstractFileSystem, path: str, options: dict[str, Any]) -> None:
+        self.url = url
+        self.fs = fs
+        self._path = path
+        self._options = options
+
+    def __reduce__(self):
+        return open_root, (self.url, self._options)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether files lie on this machine's file system."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    def path(self, key: str) -> str:
+        """The path of ``key`` in the root's file system."""
+        return f"{self._path}/{key}"
+
+    def url_of(self, key: str) -> str:
+        """What other tools open: a plain path on a local root, else a URL."""
+        return self.path(key) if self.is_local else self.fs.unstrip_protocol(self.path(key))
+
+    def names(self, key: str) -> list[str]:
+        """Names of the files and folders directly under the folder ``key``; empty if it does not exist."""
+        self.fs.invalidate_cache(self.path(key))
+        try:
+            entries = self.fs.ls(self.path(key), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+        return sorted(name for name in names if name and not name.startswith("."))
+
+    def read(self, key: str) -> bytes:
+        """A whole file; FileNotFoundError if there is none."""
+        return self.fs.cat_file(self.path(key))
+
+    def read_many(self, keys: list[str]) -> list[bytes]:
+        """Whole files, fetched together where the file system can."""
+        if not keys:
+            return []
+        contents = self.fs.cat([self.path(key) for key in keys])
+        if isinstance(contents, bytes):
+            return [contents]
+        by_name = {_tail(path): data for path, data in contents.items()}
+        return [by_name[_tail(key)] for key in keys]
+
+    def exists(self, key: str) -> bool:
+        """Whether there is a file or folder."""
+        return self.fs.exists(self.path(key))
+
+    def size(self, key: str) -> int:
+        """Bytes of a file."""
+        self.fs.invalidate_cache(self.path(key))
+        return int(self.fs.size(self.path(key)))
+
+    def open(self, key: str) -> IO[bytes]:
+        """A file to read from, seekable."""
+        return self.fs.open(self.path(key), "rb")
+
+    def write(self, key: str, data: bytes) -> None:
+        """Publish a small file whole."""
+        with self.staged(key) as path:
+            path.write_bytes(data)
+
+    @contextmanager
+    def staged(self, key: str) -> Iterator[Path]:
+        """A local path to write to; when the block ends without an error its file becomes ``key``, whole or not at all.
+
+        On a local root it is a hidden file in the final folder, synced and renamed; elsewhere a temporary file that is
+        uploaded in one request (or one completed multipart upload). No rename is assumed of an object store.
+        """
+        target = self.path(key)
+        if self.is_local:
+            folder = Path(target).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            staging = folder / f".{Path(target).name}.{uuid.uuid4().hex[:8]}.tmp"
+            try:
+                yield staging
+                _sync(staging)
+                os.replace(staging, target)
+                _sync(folder)
+            finally:
+                staging.unlink(missing_ok=True)
+            return
+        with tempfile.TemporaryDirectory(prefix="spp-") as folder_name:
+            staging = Path(folder_name) / "file"
+            yield staging
+            self.fs.put_file(str(staging), target)
+
+    def delete(self, key: str) -> None:
+        """Remove one file."""
+        self.fs.rm_file(self.path(key))
+
+    def arrow_fs(self) -> pyarrow.fs.FileSystem:
+        """The same file system for pyarrow."""
+        if self.is_local:
+            return pyarrow.fs.LocalFileSystem()
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fs))
+
+    def check_writable(self) -> None:
+        """Write and remove a small file; StorageError says why the root cannot be used."""
+        key = f".spp-probe-{uuid.uuid4().hex[:8]}"
+        try:
+            self.write(key, b"")
+            self.delete(key)
+        except (OSError, ValueError) as error:
+            raise StorageError(f"root {self.url!r} cannot be written to: {error}") from error
+
+    def __repr__(self) -> str:
+        return f"Root({self.url!r})"
+
+
+def _tail(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _sync(path: Path) -> None:
+    """Make the file or folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

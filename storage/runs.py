@@ -1,0 +1,108 @@
+"""Runs: names for results. ``runs/<name>.json`` says which manifests a name stands for, and how they came to be."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from storage.root import Root, StorageError
+from storage.schemas import DATASETS, SCHEMA_VERSION, check_version
+
+_STAGE = dict(zip(DATASETS, ("index", "index", "propose", "extract", "extract"), strict=True))
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class DatasetRecord(BaseModel):
+    """One dataset of a run. Without ``manifest`` it is not complete.
+
+    ``bytes_per_image`` is what its shards were cut by; with the images dataset it tells which shards there should be.
+    """
+
+    stage: str
+    method: str
+    manifest: str | None = None
+    shards: int = 0
+    bytes_per_image: int = 0
+    rows: int = 0
+    bytes: int = 0
+    images: int = 0
+    failed: int = 0
+    seconds: dict[str, float] = Field(default_factory=dict)
+    quality: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunRecord(BaseModel):
+    """A run: what was asked for, with what, and what came of it."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    argv: list[str] = Field(default_factory=list)
+    versions: dict[str, str] = Field(default_factory=dict)
+    host: str = ""
+    started: str = ""
+    finished: str | None = None
+    status: Literal["running", "done", "failed"] = "running"
+    exit_code: int | None = None
+    error: str | None = None
+    datasets: dict[str, DatasetRecord] = Field(default_factory=dict)
+
+
+def check_run_name(name: str) -> None:
+    """Raises StorageError unless ``name`` can be a file's name on every store."""
+    if not _NAME.fullmatch(name):
+        raise StorageError(
+            f"run name {name!r}: letters, digits, '.', '_' and '-' only, beginning with a letter or digit"
+        )
+
+
+def run_names(root: Root) -> list[str]:
+    """Names of all runs under a root."""
+    return [name.removesuffix(".json") for name in root.names("runs") if name.endswith(".json")]
+
+
+def read_run(root: Root, name: str | None = None) -> RunRecord:
+    """The record of a run; of the only one if ``name`` is None.
+
+    Raises StorageError, naming the runs that there are.
+    """
+    try:
+        known = run_names(root)
+    except OSError as error:
+        raise StorageError(f"root {root.url!r} cannot be read: {error}") from error
+    if name is None:
+        if len(known) != 1:
+            found = f"there are {', '.join(known)}; choose one with --run" if known else "there is no run yet"
+            raise StorageError(f"root {root.url!r}: {found}")
+        name = known[0]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise StorageError(f"root {root.url!r} has no run {name!r}; {hint}runs: {', '.join(known) or 'none'}")
+    key = f"runs/{name}.json"
+    record = RunRecord.model_validate_json(root.read(key))
+    check_version(record.schema_version, key)
+    return record
+
+
+def write_run(root: Root, record: RunRecord) -> None:
+    """Publish a run's record in place of its last one."""
+    check_run_name(record.name)
+    root.write(f"runs/{record.name}.json", record.model_dump_json(indent=1).encode())
+
+
+def dataset_record(record: RunRecord, dataset: str) -> DatasetRecord:
+    """A complete dataset of a run; StorageError says what there is, or which verb makes it."""
+    if dataset not in DATASETS:
+        close = difflib.get_close_matches(dataset, DATASETS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise StorageError(f"there is no dataset {dataset!r}; {hint}datasets: {', '.join(DATASETS)}")
+    found = record.datasets.get(dataset)
+    if found is None or found.manifest is None:
+        raise StorageError(
+            f"run {record.name!r} has no complete dataset {dataset!r} yet; `spp {_STAGE[dataset]}` makes it"
+        )
+    return found

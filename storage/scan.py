@@ -1,0 +1,105 @@
+"""Reading: a pyarrow dataset of the committed files, and a scan that goes row group by row group.
+
+pyarrow's own scanner reads ahead by tens of row groups of 50 MB; ``scan`` holds one, so memory is flat however large
+the dataset (benchmarks/scan.py).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Collection, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from storage.manifest import Manifest, read_manifest
+from storage.root import Root, open_root
+from storage.runs import dataset_record, read_run
+from storage.schemas import VERSION_KEY, check_version
+
+
+def manifest_of(root: Root | str, dataset: str, run: str | None = None) -> Manifest:
+    """The manifest of a complete dataset of a run (of the only run if None)."""
+    root = _root(root)
+    record = dataset_record(read_run(root, run), dataset)
+    assert record.manifest is not None
+    return read_manifest(root, dataset, record.method, record.manifest)
+
+
+def files(root: Root | str, dataset: str, run: str | None = None) -> list[str]:
+    """Paths (URLs on a remote root) of the committed Parquet files, for any other tool."""
+    root = _root(root)
+    return [root.url_of(key) for key in manifest_of(root, dataset, run).keys]
+
+
+def open(root: Root | str, dataset: str, run: str | None = None) -> ds.Dataset:
+    """A ``pyarrow.dataset.Dataset`` of the committed files of a run's dataset."""
+    root = _root(root)
+    paths = [root.path(key) for key in manifest_of(root, dataset, run).keys]
+    return ds.dataset(paths, format="parquet", filesystem=root.arrow_fs())
+
+
+def scan(
+    root: Root | str,
+    dataset: str,
+    run: str | None = None,
+    columns: Sequence[str] | None = None,
+    image_ids: Collection[str] | None = None,
+) -> Iterator[pa.Table]:
+    """The rows of a dataset, one table per row group (an image, or a part of a large one), in image order.
+
+    Parameters
+    ----------
+    columns : the columns to read; all by default.
+    image_ids : only these images; files and row groups without any of them are not read.
+    """
+    root = _root(root)
+    yield from scan_manifest(root, manifest_of(root, dataset, run), columns, image_ids)
+
+
+def scan_manifest(
+    root: Root,
+    manifest: Manifest,
+    columns: Sequence[str] | None = None,
+    image_ids: Collection[str] | None = None,
+) -> Iterator[pa.Table]:
+    """``scan`` of the files of a manifest."""
+    wanted = None if image_ids is None else sorted(image_ids)
+    shards = manifest.table.select(["data", "first_image", "last_image"]).to_pylist()
+    for shard, key in zip(shards, manifest.keys, strict=True):
+        if wanted is not None and not _any_between(wanted, shard["first_image"], shard["last_image"]):
+            continue
+        yield from scan_file(root, key, columns, wanted)
+
+
+def scan_file(
+    root: Root, key: str, columns: Sequence[str] | None = None, image_ids: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """The row groups of one file, those of ``image_ids`` (sorted) if given."""
+    with root.arrow_fs().open_input_file(root.path(key)) as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
+        check_version((parquet.metadata.metadata or {}).get(VERSION_KEY.encode(), b"?").decode(), key)
+        for group in range(parquet.num_row_groups):
+            first, last = _group_range(parquet.metadata, group)
+            if image_ids is not None and not _any_between(image_ids, first, last):
+                continue
+            rows = parquet.read_row_group(group, columns=list(columns) if columns is not None else None)
+            if image_ids is not None and first != last:
+                rows = rows.filter(pc.field("image_id").isin(image_ids))
+            yield rows
+
+
+def _group_range(metadata: pq.FileMetaData, group: int) -> tuple[str, str]:
+    """First and last image id of a row group, from its statistics; the same but in images and objects."""
+    statistics = metadata.row_group(group).column(0).statistics
+    return statistics.min, statistics.max
+
+
+def _any_between(ids: Sequence[str], first: str, last: str) -> bool:
+    at = bisect.bisect_left(ids, first)
+    return at < len(ids) and ids[at] <= last
+
+
+def _root(root: Root | str) -> Root:
+    return open_root(root) if isinstance(root, str) else root

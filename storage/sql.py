@@ -1,0 +1,33 @@
+"""SQL over a run: a DuckDB connection with one view per complete dataset."""
+
+from __future__ import annotations
+
+import duckdb
+
+from storage.manifest import read_manifest
+from storage.root import Root, StorageError
+from storage.runs import read_run
+
+
+def connect(root: Root, run: str | None = None) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection whose views are the run's datasets.
+
+    DuckDB reads the files itself; float16 vectors come as FLOAT[]. StorageError if the run has no dataset yet.
+    """
+    record = read_run(root, run)
+    connection = duckdb.connect()
+    if not root.is_local:
+        connection.register_filesystem(root.fs)
+    found = False
+    for dataset, entry in record.datasets.items():
+        if entry.manifest is None:
+            continue
+        keys = read_manifest(root, dataset, entry.method, entry.manifest).keys
+        if not keys:
+            continue
+        paths = ", ".join("'" + root.url_of(key).replace("'", "''") + "'" for key in keys)
+        connection.execute(f"create view {dataset} as select * from read_parquet([{paths}])")
+        found = True
+    if not found:
+        raise StorageError(f"run {record.name!r} has no complete dataset yet; `spp run` makes them")
+    return connection
