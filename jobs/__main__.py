@@ -1,0 +1,15 @@
+"""``python -m jobs`` and ``spp``: the check that our own code will run comes before any import of it."""
+
+from jobs import preflight
+
+
+def main() -> None:
+    """Run the command line; exits with its code."""
+    preflight.check()
+    from jobs.cli import main as command_line
+
+    raise SystemExit(command_line())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,439 @@
+"""The command line: ``spp VERB``, the same as ``python -m jobs VERB``.
+
+Results go to standard output, logs and progress to standard error; ``--json`` makes the last line of standard output
+one JSON object. Exit codes: 0 done; 1 failed; 2 usage or config; 3 done, but with failed images.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jobs.errors import RunFailed, UsageError
+from storage.root import Root, StorageError, open_root
+from storage.runs import RunRecord, read_run
+
+# typer brings its own copy of click or uses the installed one, depending on its version
+_click = sys.modules[typer.BadParameter.__module__]
+
+app = typer.Typer(
+    name="spp",
+    help="SPP-net feature extraction on Ray: images in, committed SPP features out.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+ConfigOption = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML config of the run.")]
+RootOption = Annotated[
+    str | None, typer.Option("--root", metavar="URL", help="Folder or fsspec URL of all datasets (or set SPP_ROOT).")
+]
+RunOption = Annotated[str | None, typer.Option("--run", metavar="NAME", help="Name of the run [the config's name].")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a key of the config; repeatable.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+UntilOption = Annotated[str, typer.Option("--until", metavar="STAGE", help="Last stage: index, propose or extract.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code. A user's mistake is one line on standard error."""
+    try:
+        outcome = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        return outcome if isinstance(outcome, int) else 0
+    except _click.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    except _click.ClickException as error:
+        return _complain(_usage_message(error), 2)
+    except typer.Exit as error:
+        return error.exit_code
+    except (UsageError, StorageError) as error:
+        return _complain(str(error), 2)
+    except RunFailed as error:
+        return _complain(str(error), 1)
+    except (typer.Abort, KeyboardInterrupt):
+        return _complain("interrupted; the same command goes on where it stopped", 1)
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    until: UntilOption = "extract",
+    as_json: JsonOption = False,
+) -> int:
+    """Every stage that is not done yet, up to --until STAGE."""
+    from jobs.stages import STAGES
+
+    if until not in STAGES:
+        raise UsageError(f"--until {until!r}: the stages are {', '.join(STAGES)}")
+    return _run(config, root, run_name, set_, STAGES[: STAGES.index(until) + 1], as_json)
+
+
+@app.command()
+def index(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Read the data set: tables images and objects."""
+    return _run(config, root, run_name, set_, ("index",), as_json)
+
+
+@app.command()
+def propose(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Boxes that may hold an object; recall and MABO per split."""
+    return _run(config, root, run_name, set_, ("propose",), as_json)
+
+
+@app.command()
+def extract(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """One vector per proposal, and per ground-truth box of the training splits."""
+    return _run(config, root, run_name, set_, ("extract",), as_json)
+
+
+@app.command()
+def plan(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    until: UntilOption = "extract",
+    as_json: JsonOption = False,
+) -> int:
+    """What `spp run` would do: shards done and to do, bytes and time expected. Writes nothing."""
+    from jobs import plan as planning
+    from jobs.stages import STAGES
+
+    if until not in STAGES:
+        raise UsageError(f"--until {until!r}: the stages are {', '.join(STAGES)}")
+    invocation = _invocation(config, root, run_name, set_)
+    planned = planning.plan(invocation, STAGES[: STAGES.index(until) + 1])
+    rows = [
+        (
+            entry.stage,
+            entry.dataset,
+            entry.method,
+            f"{entry.shards_done} of {entry.shards}",
+            f"{entry.images_to_do}",
+            "?" if entry.bytes is None and entry.images_to_do else _bytes(entry.bytes or 0),
+            "?" if entry.seconds is None and entry.images_to_do else _seconds(entry.seconds or 0),
+        )
+        for entry in planned
+    ]
+    _table(("stage", "dataset", "method", "shards done", "images to do", "bytes", "worker seconds"), rows, 3)
+    _json(as_json, {"run": invocation.name, "root": invocation.root.url, "datasets": planning.as_json(planned)})
+    return 0
+
+
+@app.command()
+def status(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Every stage: state, images, failed images, rows, bytes, seconds."""
+    from jobs import status as states
+
+    place, record = _recorded(config, root, run_name, set_)
+    entries = states.status(place, record)
+    print(f"run {record.name}: {record.status}" + (f" ({record.error})" if record.error else ""))
+    rows = [
+        (
+            e.stage,
+            e.dataset,
+            e.method,
+            e.state,
+            f"{e.images}",
+            f"{e.failed}",
+            f"{e.rows:,}",
+            _bytes(e.bytes),
+            _seconds(e.seconds),
+        )
+        for e in entries
+    ]
+    _table(("stage", "dataset", "method", "state", "images", "failed", "rows", "bytes", "worker seconds"), rows, 4)
+    _quality(record)
+    _json(
+        as_json,
+        {
+            "run": record.name,
+            "root": place.url,
+            "status": record.status,
+            "exit_code": record.exit_code,
+            "error": record.error,
+            "datasets": [asdict(entry) for entry in entries],
+            "quality": _quality_of(record),
+        },
+    )
+    return 0
+
+
+@app.command()
+def verify(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Re-read committed files: footers, rows, hashes, every image exactly once."""
+    from storage.check import check_dataset
+
+    place, record = _recorded(config, root, run_name, set_)
+    problems: dict[str, list[str]] = {}
+    for dataset in record.datasets:
+        problems[dataset] = list(check_dataset(place, record, dataset))
+        print(f"{dataset}: " + ("good" if not problems[dataset] else f"{len(problems[dataset])} problems"))
+        for line in problems[dataset]:
+            print(f"  {line}")
+    _json(as_json, {"run": record.name, "root": place.url, "problems": problems})
+    return 1 if any(problems.values()) else 0
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="DuckDB SQL over the run's datasets.")],
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Rows to print; 0: all.")] = 100,
+) -> int:
+    """DuckDB SQL over the run's datasets: images, objects, proposals, features, truth_features."""
+    import duckdb
+
+    from storage.sql import connect
+
+    place, record = _recorded(config, root, run_name, set_)
+    connection = connect(place, record.name)
+    try:
+        cursor = connection.execute(sql)
+        columns = [column[0] for column in cursor.description or ()]
+        rows = cursor.fetchmany(limit + 1) if limit else cursor.fetchall()
+    except duckdb.Error as error:
+        lines = str(error).splitlines()
+        raise UsageError(f"query: {lines[0]}") from error
+    shown = rows[:limit] if limit else rows
+    _table(columns, [[_cell(value) for value in row] for row in shown], len(columns))
+    if len(rows) > len(shown):
+        print(f"(the first {limit} rows; --limit 0 shows all)")
+    _json(as_json, {"columns": columns, "rows": [list(row) for row in shown]})
+    return 0
+
+
+@app.command()
+def files(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="images, objects, proposals, features, ...")],
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Print the committed Parquet paths of a dataset, one a line, for any other tool."""
+    from storage.scan import files as paths_of
+
+    place, record = _recorded(config, root, run_name, set_)
+    paths = paths_of(place, dataset, record.name)
+    for path in paths:
+        print(path)
+    _json(as_json, {"run": record.name, "dataset": dataset, "files": paths})
+    return 0
+
+
+@app.command()
+def demo(
+    folder: Annotated[str, typer.Option("--root", metavar="FOLDER", help="Where everything goes.")] = "demo",
+    as_json: JsonOption = False,
+) -> int:
+    """Draw a small data set, run the pipeline on it, and show what came of it."""
+    from jobs.demo import demo as show
+
+    return show(Path(folder), as_json)
+
+
+def _run(
+    config: str | None,
+    root: str | None,
+    name: str | None,
+    overrides: list[str] | None,
+    stages: Sequence[str],
+    as_json: bool,
+) -> int:
+    from jobs import run as running
+
+    invocation = _invocation(config, root, name, overrides)
+    record = running.run(invocation, stages)
+    return report_run(invocation.root, record, as_json)
+
+
+def report_run(root: Root, record: RunRecord, as_json: bool) -> int:
+    """Print what a run made; returns its exit code."""
+    from jobs.run import failed_images
+
+    rows = [
+        (
+            entry.stage,
+            name,
+            "complete" if entry.manifest else "not complete",
+            f"{entry.images}",
+            f"{entry.failed}",
+            f"{entry.rows:,}",
+            _bytes(entry.bytes),
+            ", ".join(f"{phase} {_seconds(s)}" for phase, s in entry.seconds.items() if s >= 0.05),
+        )
+        for name, entry in record.datasets.items()
+    ]
+    _table(("stage", "dataset", "state", "images", "failed", "rows", "bytes", "worker seconds"), rows, 3, 7)
+    _quality(record)
+    failed = failed_images(root, record)
+    for image_id, reason in list(failed.items())[:20]:
+        print(f"failed image {image_id}: {reason}")
+    if len(failed) > 20:
+        print(f"... and {len(failed) - 20} more failed images")
+    code = record.exit_code or 0
+    _json(
+        as_json,
+        {
+            "run": record.name,
+            "root": root.url,
+            "exit_code": code,
+            "datasets": {name: entry.model_dump() for name, entry in record.datasets.items()},
+            "failed": failed,
+        },
+    )
+    return code
+
+
+def _invocation(config: str | None, root: str | None, name: str | None, overrides: list[str] | None) -> Any:
+    from jobs.config import load_config
+    from jobs.stages import Invocation
+
+    if config is None:
+        raise UsageError("--config FILE is needed; configs/ holds examples")
+    loaded = load_config(config, overrides or ())
+    place = open_root(_root_url(root), loaded.storage_options)
+    return Invocation(loaded, place, name or Path(config).stem, tuple(sys.argv))
+
+
+def _recorded(
+    config: str | None, root: str | None, name: str | None, overrides: list[str] | None
+) -> tuple[Root, RunRecord]:
+    """Root and record of a run. A config is only needed for its name, or for the root's storage options."""
+    options: dict[str, Any] = {}
+    if config is not None:
+        from jobs.config import load_config
+
+        options = load_config(config, overrides or ()).storage_options
+        name = name or Path(config).stem
+    place = open_root(_root_url(root), options)
+    return place, read_run(place, name)
+
+
+def _root_url(root: str | None) -> str:
+    url = root or os.environ.get("SPP_ROOT")
+    if not url:
+        raise UsageError("--root URL is needed (or set SPP_ROOT): a folder, s3://bucket/path, ...")
+    return url
+
+
+def _usage_message(error: Any) -> str:
+    message = " ".join(error.format_message().split())
+    if isinstance(error, _click.UsageError) and message.startswith("No such command"):
+        typed = message.split("'")[1] if "'" in message else ""
+        verbs = sorted(name for name in typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+        close = difflib.get_close_matches(typed, verbs, n=1)
+        hint = f" did you mean {close[0]!r}?" if close else ""
+        return f"unknown verb {typed!r};{hint} verbs: {', '.join(verbs)}"
+    return message
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"spp: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _json(wanted: bool, value: dict[str, Any]) -> None:
+    if wanted:
+        print(json.dumps(value, default=str))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, right_until: int | None = None) -> None:
+    """A table whose first ``left`` columns are text; numbers follow up to ``right_until``."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    end = len(columns) if right_until is None else right_until
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if left <= number < end else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+    console.print(table)
+
+
+def _quality(record: RunRecord) -> None:
+    for split, values in _quality_of(record).items():
+        if values["recall"] is not None:
+            print(
+                f"proposals on {split}: recall@0.5 {values['recall']:.3f}, MABO {values['mabo']:.3f} "
+                f"({values['objects']} objects)"
+            )
+        else:
+            print(f"proposals on {split}: no objects to measure recall with")
+
+
+def _quality_of(record: RunRecord) -> dict[str, Any]:
+    entry = record.datasets.get("proposals")
+    return entry.quality if entry else {}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)) and len(value) > 8:
+        return f"[{', '.join(_cell(v) for v in value[:4])}, ... {len(value)} values]"
+    return str(value)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"

@@ -1,0 +1,168 @@
+"""extract: one vector per proposal (``features``) and per ground-truth box of the training splits (``truth_features``).
+
+    spp extract --config configs/raccoon_kangaroo.yaml --root /data/spp
+
+Actors hold the body, one per GPU (or on CPU cores), and write the Parquet files themselves: feature bytes travel
+neither through Ray's object store nor through the driver. The actor is in ``jobs/feature_actor.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from jobs.errors import UsageError
+from jobs.imagefile import ImageFile
+from jobs.settings import Settings
+from storage.commits import CommitName, Upstream
+from storage.identity import method_id
+from storage.root import Root
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.bodies import BodySpec
+
+VERSION = 1
+TRUTH_BOXES_PER_IMAGE = 64
+"""Ground-truth boxes of one image that a shard of ``truth_features`` is cut for."""
+
+
+class FeaturesConfig(Settings):
+    """The ``features:`` section of the config."""
+
+    body: Literal["alexnet", "efficientnet_lite0"] = "alexnet"
+    """The convolutional body."""
+    weights: str = "default"
+    """default: the published ones; random: seeded; or the path of a .safetensors, .pt or .pth state dict."""
+    seed: int = 0
+    """Of random weights."""
+    scales: tuple[int, ...] = (480, 576, 688, 864, 1200)
+    """Short sides in pixels."""
+    scale_rule: Literal["area", "linear208"] = "area"
+    """area: the scaled box comes closest to 224 x 224 (paper); linear208: the released code's."""
+    mapping: Literal["released", "paper"] = "released"
+    """How a box becomes a window; see docs/method.md."""
+    pyramid: tuple[int, ...] = (6, 3, 2, 1)
+    """Levels of the spatial pyramid, in the order of the vector."""
+    max_scaled_pixels: int = Field(1200 * 2400, ge=4096)
+    """Larger scaled images are taken at the largest smaller size that fits."""
+
+    @field_validator("scales")
+    @classmethod
+    def _scales_are_sizes(cls, scales: tuple[int, ...]) -> tuple[int, ...]:
+        if not scales or min(scales) < 32 or len(set(scales)) != len(scales):
+            raise ValueError("give one or more distinct short sides, each at least 32 pixels")
+        return tuple(sorted(scales))
+
+    @field_validator("pyramid")
+    @classmethod
+    def _levels_are_numbers(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+        if not levels or min(levels) < 1 or max(levels) > 32 or len(set(levels)) != len(levels):
+            raise ValueError("give one or more distinct levels from 1 to 32, such as [6, 3, 2, 1]")
+        return levels
+
+    def identity(self) -> dict[str, Any]:
+        """Without the weights, whose digest stands for them, however they were named."""
+        values = super().identity()
+        del values["weights"], values["seed"]
+        return values
+
+
+@dataclass(frozen=True)
+class LoadedBody:
+    """What the driver knows of a body: enough to name methods and to hand the weights to the actors."""
+
+    spec: BodySpec
+    state: dict[str, torch.Tensor]
+    digest: str
+
+
+def load_body(config: FeaturesConfig) -> LoadedBody:
+    """Read the weights once, on the driver. UsageError if they cannot be had."""
+    from pipeline.bodies import BODIES, WeightsError, load_state, weights_digest
+
+    spec = BODIES[config.body]
+    try:
+        state = load_state(spec, config.weights, config.seed)
+    except WeightsError as error:
+        raise UsageError(f"features.weights: {error}") from error
+    return LoadedBody(spec, state, weights_digest(state))
+
+
+def vector_length(config: FeaturesConfig, body: LoadedBody) -> int:
+    """Channels times bins: 12,800 for AlexNet with (6, 3, 2, 1)."""
+    return body.spec.channels * sum(n * n for n in config.pyramid)
+
+
+def features_method(config: FeaturesConfig, weights: str, proposals: str) -> str:
+    """The method id of ``features``, made with ``weights`` (a digest) from the method ``proposals``."""
+    return method_id("extract", VERSION, config.identity(), weights=weights, upstream=[proposals])
+
+
+def truth_method(config: FeaturesConfig, weights: str, index: str) -> str:
+    """The method id of ``truth_features``: it does not depend on proposals."""
+    return method_id("extract-truth", VERSION, config.identity(), weights=weights, upstream=[index])
+
+
+def file_metadata(config: FeaturesConfig, body: LoadedBody, method: str, producer: str) -> dict[str, str]:
+    """What a feature file says about itself."""
+    geometry = body.spec.geometry
+    return {
+        "method": method,
+        "body": config.body,
+        "weights_digest": body.digest,
+        "stride": str(geometry.stride),
+        "centre": str(geometry.centre),
+        "scales": ",".join(map(str, config.scales)),
+        "scale_rule": config.scale_rule,
+        "mapping": config.mapping,
+        "levels": ",".join(map(str, config.pyramid)),
+        "order": "level,bin,channel",
+        "dtype": "float16",
+        "producer": producer,
+    }
+
+
+@dataclass(frozen=True)
+class ExtractShard:
+    """All that an actor needs to know of its shard.
+
+    ``proposals``: the commit of the proposals to pool, for ``features``. ``objects``: the ground truth, columns as in
+    the objects dataset, for ``truth_features``.
+    """
+
+    dataset: Literal["features", "truth_features"]
+    method: str
+    shard: str
+    revision: int
+    images: tuple[ImageFile, ...]
+    metadata: dict[str, str]
+    proposals: CommitName | None = None
+    proposals_method: str = ""
+    objects: pa.Table | None = None
+
+    def upstream(self) -> tuple[Upstream, ...]:
+        """What the shard's commit names as its source."""
+        if self.proposals is None:
+            return ()
+        name = self.proposals
+        return (Upstream(dataset="proposals", method=self.proposals_method, shard=name.shard, revision=name.revision),)
+
+
+@dataclass(frozen=True)
+class ActorSettings:
+    """What an actor is made with: the same for all shards of a run."""
+
+    root: Root
+    config: FeaturesConfig
+    device: str
+    threads: int
+    decode_threads: int
+    decode_ahead: int
+    max_boxes: int
+    storage_options: dict[str, Any]
+    producer: str

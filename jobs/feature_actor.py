@@ -1,0 +1,220 @@
+"""The extraction actor: it holds a body, and makes one shard of features after another.
+
+Three things run beside each other: threads read and decode images ahead, one thread at a time computes (conv, pool),
+and a writer thread encodes behind. A ring of buffers bounds what is in hand. With two shards at once, one is encoded
+and published while the next is computed.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from jobs.extract import ActorSettings, ExtractShard
+from jobs.imagefile import ImageFile, read_image
+from pipeline import pyramid
+from pipeline.bodies import BODIES, Body
+from pipeline.boxes import Boxes
+from pipeline.errors import ContentError
+from pipeline.extraction import RegionExtractor, RegionFeatures
+from pipeline.images import RGB
+from pipeline.phases import PhaseClock
+from storage.columns import box_column, boxes_of, vector_column, window_column
+from storage.commits import Commit, LedgerRow, data_key, read_commits
+from storage.scan import scan_file
+from storage.schemas import VECTOR_COLUMN, schema
+from storage.writer import ShardWriter
+
+_BUFFERS = 3
+"""One being filled, one being encoded, one waiting."""
+
+
+class FeatureActor:
+    """See the module. ``state`` is the body's weights by name; it comes once per node through Ray's object store."""
+
+    def __init__(self, settings: ActorSettings, state: Mapping[str, NDArray]) -> None:
+        torch.set_num_threads(settings.threads)
+        cv2.setNumThreads(settings.threads)
+        pyramid.warm_up()
+        self._settings = settings
+        config = settings.config
+        weights = {name: torch.from_numpy(np.array(values)) for name, values in state.items()}
+        body = Body(BODIES[config.body], weights, settings.device)
+        self._extractor = RegionExtractor(
+            body,
+            scales=config.scales,
+            scale_rule=config.scale_rule,
+            mapping=config.mapping,
+            levels=config.pyramid,
+            max_scaled_pixels=config.max_scaled_pixels,
+            threads=settings.threads,
+        )
+        self._compute = threading.Lock()  # the body, and its clock, serve one image at a time
+        self._buffers: queue.SimpleQueue[NDArray[np.float16]] = queue.SimpleQueue()
+        for _ in range(_BUFFERS):
+            self._buffers.put(np.empty((0, self._extractor.dim), np.float16))
+
+    def ready(self) -> bool:
+        """Answers once the body is loaded."""
+        return True
+
+    def extract(self, work: ExtractShard) -> Commit:
+        """Make and commit one shard."""
+        clock = PhaseClock()
+        boxes, columns, skipped = self._boxes(work, clock)
+        ledger: list[LedgerRow] = []
+        layout = schema(work.dataset, self._extractor.dim, work.metadata)
+        writer = ShardWriter(self._settings.root, work.dataset, work.method, work.shard, layout, revision=work.revision)
+        with ThreadPoolExecutor(1) as encoder, writer:
+            pending: deque[Future[None]] = deque()
+            try:
+                for file, image in self._decoded(work, boxes, skipped, clock):
+                    try:
+                        features, buffer = self._features(image, boxes[file.image_id], clock)
+                    except ContentError as error:
+                        ledger.append(file.ledger_row("extract", error))
+                        continue
+                    table = _rows(layout, columns[file.image_id], features)
+                    pending.append(encoder.submit(self._encode, writer, file.image_id, table, buffer, clock))
+                    del table, features
+                    while pending and (pending[0].done() or len(pending) >= _BUFFERS):
+                        pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.exception()  # the buffers must be back before an error goes on
+            for future in pending:
+                future.result()
+            with clock.phase("write"):
+                return writer.commit(
+                    ledger=ledger,
+                    skipped=skipped,
+                    upstream=work.upstream(),
+                    seconds=clock.seconds,
+                    producer=self._settings.producer,
+                )
+
+    def _boxes(
+        self, work: ExtractShard, clock: PhaseClock
+    ) -> tuple[dict[str, Boxes], dict[str, pa.Table], tuple[str, ...]]:
+        """Boxes and passed-on columns of every image of the shard, and the images that have none for a failure."""
+        with clock.phase("read"):
+            if work.dataset == "truth_features":
+                assert work.objects is not None
+                tables = _by_image(work.objects, [file.image_id for file in work.images])
+                skipped: tuple[str, ...] = ()
+            else:
+                assert work.proposals is not None
+                root, method = self._settings.root, work.proposals_method
+                (proposed,) = read_commits(root, "proposals", method, [work.proposals])
+                failed = {row.image_id for row in proposed.failed}
+                ids = [file.image_id for file in work.images]
+                skipped = tuple(image_id for image_id in ids if image_id in failed)
+                key = data_key("proposals", method, work.proposals)
+                groups = list(scan_file(root, key, ["image_id", "proposal_id", "box"], ids))
+                tables = _by_image(pa.concat_tables(groups) if groups else _no_proposals(), ids)
+        return {image_id: boxes_of(table["box"]) for image_id, table in tables.items()}, tables, skipped
+
+    def _decoded(
+        self, work: ExtractShard, boxes: Mapping[str, Boxes], skipped: tuple[str, ...], clock: PhaseClock
+    ) -> Iterator[tuple[ImageFile, RGB | ContentError]]:
+        """The images in order, decoded ahead by threads. An image without boxes is not read."""
+        settings = self._settings
+
+        def load(file: ImageFile) -> RGB | ContentError:
+            if len(boxes[file.image_id]) == 0:
+                return np.zeros((1, 1, 3), np.uint8)
+            with clock.phase("decode"):
+                try:
+                    return read_image(file, settings.storage_options)
+                except ContentError as error:
+                    return error
+
+        with ThreadPoolExecutor(settings.decode_threads) as readers:
+            ahead: deque[tuple[ImageFile, Future[RGB | ContentError]]] = deque()
+            for file in work.images:
+                if file.image_id in skipped:
+                    continue
+                ahead.append((file, readers.submit(load, file)))
+                if len(ahead) < settings.decode_ahead:
+                    continue
+                yield self._next(ahead, clock)
+            while ahead:
+                yield self._next(ahead, clock)
+
+    def _next(
+        self, ahead: deque[tuple[ImageFile, Future[RGB | ContentError]]], clock: PhaseClock
+    ) -> tuple[ImageFile, RGB | ContentError]:
+        file, future = ahead.popleft()
+        with clock.phase("wait"):
+            return file, future.result()
+
+    def _features(
+        self, image: RGB | ContentError, boxes: Boxes, clock: PhaseClock
+    ) -> tuple[RegionFeatures, NDArray[np.float16]]:
+        """Features of one image, in a buffer of the ring, which the encoder gives back."""
+        if isinstance(image, ContentError):
+            raise image
+        with clock.phase("wait"):
+            buffer = self._buffers.get()
+        if len(buffer) < len(boxes):
+            buffer = np.empty((max(len(boxes), self._settings.max_boxes), self._extractor.dim), np.float16)
+        try:
+            with clock.phase("wait"):
+                self._compute.acquire()
+            try:
+                self._extractor.clock = clock
+                return self._extractor(image, boxes, out=buffer), buffer
+            finally:
+                self._compute.release()
+        except BaseException:
+            self._buffers.put(buffer)
+            raise
+
+    def _encode(
+        self,
+        writer: ShardWriter,
+        image_id: str,
+        table: pa.Table,
+        buffer: NDArray[np.float16],
+        clock: PhaseClock,
+    ) -> None:
+        try:
+            with clock.phase("encode"):
+                writer.write_image(image_id, table)
+        finally:
+            self._buffers.put(buffer)
+
+
+def _no_proposals() -> pa.Table:
+    return schema("proposals").empty_table().select(["image_id", "proposal_id", "box"])
+
+
+def _by_image(table: pa.Table, image_ids: list[str]) -> dict[str, pa.Table]:
+    """The rows of each image; the table is sorted by image."""
+    ids = table["image_id"].to_numpy(zero_copy_only=False)
+    first = np.searchsorted(ids, image_ids, side="left") if len(ids) else [0] * len(image_ids)
+    last = np.searchsorted(ids, image_ids, side="right") if len(ids) else [0] * len(image_ids)
+    return {i: table.slice(int(a), int(b - a)) for i, a, b in zip(image_ids, first, last, strict=True)}
+
+
+def _rows(layout: pa.Schema, given: pa.Table, features: RegionFeatures) -> pa.Table:
+    """Rows of ``features`` or ``truth_features``: the columns of the boxes, and what was made of them."""
+    made = {
+        "scale": pa.array(features.scales, pa.int32()),
+        "window": window_column(features.windows),
+        VECTOR_COLUMN: vector_column(features.vectors),
+    }
+    columns = [
+        made[name] if name in made else box_column(boxes_of(given[name])) if name == "box" else given[name]
+        for name in layout.names
+    ]
+    return pa.table(columns, schema=layout)

@@ -1,0 +1,47 @@
+"""An indexed image as a worker meets it: where its bytes are, and that they are still those that were indexed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+
+from pipeline.errors import ContentError
+from pipeline.images import RGB, decode_image
+from storage.commits import LedgerRow
+from storage.identity import sha256
+from storage.root import resolve_options
+
+
+class MissingImage(ContentError):
+    """The image was there when it was indexed, and is no more."""
+
+
+class ImageChanged(ContentError):
+    """The image's bytes are not those that were indexed."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image of a shard."""
+
+    image_id: str
+    uri: str
+    digest: str
+
+    def ledger_row(self, stage: str, error: ContentError) -> LedgerRow:
+        """What the ledger says of a failure, naming the file."""
+        return LedgerRow(image_id=self.image_id, stage=stage, type=type(error).__name__, message=f"{self.uri}: {error}")
+
+
+def read_image(file: ImageFile, storage_options: dict[str, Any]) -> RGB:
+    """Read, check and decode an image; ContentError if it is the image's fault, OSError if it is the store's."""
+    fs, path = fsspec.url_to_fs(file.uri, **resolve_options(storage_options, "dataset.storage_options"))
+    try:
+        data = fs.cat_file(path)
+    except FileNotFoundError:
+        raise MissingImage("the image is gone since it was indexed; run `spp index` again") from None
+    if file.digest.startswith("sha256:") and file.digest != f"sha256:{sha256(data)}":
+        raise ImageChanged("the image has changed since it was indexed; run `spp index` again")
+    return decode_image(data)

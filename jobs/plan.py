@@ -1,0 +1,105 @@
+"""plan: what ``spp run`` would do, and what that should cost. Writes nothing, starts no Ray.
+
+spp plan --config configs/raccoon_kangaroo.yaml --root /data/spp
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from jobs.extract import load_body
+from jobs.index import committed_index, index_method, index_of, read_index, tile_shards
+from jobs.shards import MapDataset, Survey, survey
+from jobs.stages import Invocation, planned_datasets
+from storage.commits import Commit, CommitName, read_commits, winners
+from storage.root import Root
+
+_SAMPLE = 16
+"""Commits that are read to learn what an image costs."""
+
+_COMPRESSED = 0.5
+"""Share that zstd leaves of feature vectors, where nothing has been measured yet (research: 0.30 to 0.53)."""
+
+
+@dataclass(frozen=True)
+class PlannedDataset:
+    """What is there and to do of one dataset.
+
+    ``bytes`` and ``seconds`` are expected for what is to do: from the commits of this method, else of another method
+    of the dataset, else (bytes only) from the sizes; ``seconds`` are of one worker.
+    """
+
+    stage: str
+    dataset: str
+    method: str
+    shards: int
+    shards_done: int
+    images_to_do: int
+    bytes: int | None
+    seconds: float | None
+
+
+def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
+    """One entry per dataset of ``stages``, in order."""
+    config, root = invocation.config, invocation.root
+    method = index_method(config.dataset)
+    rows = list(read_index(config.dataset, config.execution.index_threads))
+    there = committed_index(root, method)
+    planned = []
+    for table in ("images", "objects"):
+        keys = dict.fromkeys(tile_shards(tile)[table] for tile in rows)
+        left = [tile for tile in rows if tile_shards(tile)[table] not in there[table]]
+        images = sum(len(tile.images) for tile in left)
+        planned.append(PlannedDataset("index", table, method, len(keys), len(keys) - len(left), images, None, None))
+    if set(stages) <= {"index"}:
+        return planned
+    body = load_body(config.features) if "extract" in stages else None
+    surveys: dict[str, Survey] = {}
+    for dataset in planned_datasets(config, index_of(rows), method, body):
+        upstream = surveys[dataset.upstream.name].done if dataset.upstream else None
+        found = surveys[dataset.name] = survey(root, dataset, upstream)
+        images = sum(len(shard.image_ids) for shard, _ in found.todo)
+        size, seconds = _cost(root, dataset, images)
+        planned.append(
+            PlannedDataset(
+                dataset.stage,
+                dataset.name,
+                dataset.method,
+                len(dataset.shards),
+                len(found.done),
+                images,
+                size,
+                seconds,
+            )
+        )
+    return planned
+
+
+def as_json(planned: Iterable[PlannedDataset]) -> list[dict[str, object]]:
+    """The plan as JSON values."""
+    return [asdict(entry) for entry in planned]
+
+
+def _cost(root: Root, dataset: MapDataset, images: int) -> tuple[int | None, float | None]:
+    """Bytes and seconds expected for ``images`` images."""
+    if not images:
+        return 0, 0.0
+    commits = _sample(root, dataset.name, dataset.method)
+    measured = [commit for commit in commits if commit.images]
+    count = sum(len(commit.images) for commit in measured)
+    if not count:
+        bound = dataset.bytes_per_image * images
+        return (int(bound * _COMPRESSED) if dataset.name == "features" else None), None
+    seconds = sum(value for c in measured for phase, value in c.seconds.items() if phase != "wait")
+    return sum(c.bytes for c in measured) * images // count, round(seconds * images / count, 1)
+
+
+def _sample(root: Root, dataset: str, method: str) -> list[Commit]:
+    """Some commits of a method; of another method of the dataset if this one has none."""
+    others = [name for name in root.names(dataset) if name != method]
+    for candidate in (method, *others):
+        names: list[CommitName] = sorted(winners(root, dataset, candidate).values())[:_SAMPLE]
+        if names:
+            return read_commits(root, dataset, candidate, names)
+    return []

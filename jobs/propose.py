@@ -1,0 +1,143 @@
+"""propose: boxes that may hold an object, for every image. CPU tasks, one shard each.
+
+    spp propose --config configs/raccoon_kangaroo.yaml --root /data/spp
+
+The stage reports recall@0.5 and MABO per split when its last shard is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from jobs.imagefile import ImageFile, read_image
+from jobs.settings import Settings
+from storage.columns import box_column
+from storage.commits import Commit, LedgerRow
+from storage.identity import method_id
+from storage.root import Root
+from storage.schemas import schema
+from storage.writer import ShardWriter
+
+if TYPE_CHECKING:
+    from pipeline.proposals import ProposalMethod
+
+VERSION = 1
+BYTES_PER_BOX = 40
+
+_PARAMETERS = {"opencv": ("base_k", "inc_k", "sigma"), "selectivesearch": ("scale", "sigma", "min_size")}
+
+
+class ProposalsConfig(Settings):
+    """The ``proposals:`` section of the config."""
+
+    method: Literal["opencv", "selectivesearch"] = "opencv"
+    """opencv: ximgproc selective search, fast mode. selectivesearch: the PyPI package, few boxes."""
+    base_k: int | None = Field(None, ge=1)
+    """opencv: smallest k of the segmentations (50)."""
+    inc_k: int | None = Field(None, ge=1)
+    """opencv: step to the second and third k (50)."""
+    sigma: float | None = Field(None, ge=0)
+    """opencv, selectivesearch: blur before segmenting (0.8)."""
+    scale: float | None = Field(None, gt=0)
+    """selectivesearch: k of its one segmentation (500)."""
+    min_size: int | None = Field(None, ge=1)
+    """selectivesearch: smallest segment in pixels (50)."""
+    min_side: int = Field(20, ge=1)
+    """Boxes with a side below so many pixels of the searched image are dropped."""
+    max_per_image: int = Field(2000, ge=1)
+    """The first so many boxes are kept, in the method's own ranking."""
+    max_side: int | None = Field(500, ge=32)
+    """Longer images are searched at this size."""
+    seed: int = 0
+    """Of the ranking; hashed with the image id."""
+
+    @model_validator(mode="after")
+    def _parameters_belong_to_the_method(self) -> ProposalsConfig:
+        for name in ("base_k", "inc_k", "sigma", "scale", "min_size"):
+            if getattr(self, name) is not None and name not in _PARAMETERS[self.method]:
+                owners = [method for method, names in _PARAMETERS.items() if name in names]
+                raise ValueError(f"{name} belongs to method {' or '.join(owners)}, but method is {self.method}")
+        return self
+
+    def proposal_method(self) -> ProposalMethod:
+        """The method with its parameters."""
+        from pipeline.proposals import AlpacaSelectiveSearch, OpenCVSelectiveSearch
+
+        given = {name: getattr(self, name) for name in _PARAMETERS[self.method]}
+        given = {name: value for name, value in given.items() if value is not None}
+        if self.method == "opencv":
+            return OpenCVSelectiveSearch(**given)
+        return AlpacaSelectiveSearch(**given)
+
+    def identity(self) -> dict[str, Any]:
+        """The method's own parameters, defaults filled in, and what all methods share."""
+        values = super().identity()
+        for name in {name for names in _PARAMETERS.values() for name in names}:
+            del values[name]
+        return {**values, "parameters": asdict(self.proposal_method())}  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class ProposeShard:
+    """All that a task needs to know of its shard."""
+
+    root: Root
+    method: str
+    shard: str
+    revision: int
+    images: tuple[ImageFile, ...]
+    storage_options: dict[str, Any]
+    config: ProposalsConfig
+    producer: str
+
+
+def propose_method(config: ProposalsConfig, upstream: str) -> str:
+    """The method id of ``proposals``; ``upstream`` is that of ``images``."""
+    return method_id("propose", VERSION, config.identity(), upstream=[upstream])
+
+
+def propose_shard(work: ProposeShard) -> Commit:
+    """Propose boxes for the images of a shard and commit them."""
+    import cv2
+
+    from pipeline.errors import ContentError
+    from pipeline.phases import PhaseClock
+    from pipeline.proposals import propose, seed_of
+
+    cv2.setNumThreads(1)
+    clock = PhaseClock()
+    config, method = work.config, work.config.proposal_method()
+    ledger: list[LedgerRow] = []
+    columns = schema("proposals", metadata={"method": work.method, "producer": work.producer})
+    with ShardWriter(work.root, "proposals", work.method, work.shard, columns, revision=work.revision) as writer:
+        for file in work.images:
+            try:
+                with clock.phase("decode"):
+                    image = read_image(file, work.storage_options)
+            except ContentError as error:
+                ledger.append(file.ledger_row("propose", error))
+                continue
+            with clock.phase("propose"):
+                boxes = propose(
+                    method,
+                    image,
+                    seed_of(file.image_id, config.seed),
+                    min_side=config.min_side,
+                    max_boxes=config.max_per_image,
+                    max_side=config.max_side,
+                )
+            count = len(boxes)
+            rows = {
+                "image_id": pa.array([file.image_id] * count, pa.string()),
+                "proposal_id": pa.array(range(count), pa.int32()),
+                "box": box_column(boxes),
+                "method": pa.array([config.method] * count, pa.string()),
+                "rank": pa.array(range(count), pa.int32()),
+            }
+            with clock.phase("encode"):
+                writer.write_image(file.image_id, pa.Table.from_pydict(rows, schema=columns))
+        return writer.commit(ledger=ledger, seconds=clock.seconds, producer=work.producer)

@@ -1,0 +1,347 @@
+"""run: every stage that is not done yet.
+
+    spp run --config configs/raccoon_kangaroo.yaml --root /data/spp --until extract
+    ray job submit --working-dir . -- python -m jobs run --config configs/voc2007.yaml --root s3://bucket/voc07
+
+Interrupted in any way, the same command goes on: what is committed is done. The story: index the data set; survey
+which shards of which datasets are missing; let the shard loop make them, proposals and features side by side; fold the
+commits of every complete dataset into its manifest; say so in the run's record, beside the data.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.errors import RunFailed, UsageError
+from jobs.execution import Resources, ray_session
+from jobs.extract import ActorSettings, ExtractShard, LoadedBody, file_metadata, load_body
+from jobs.imagefile import ImageFile
+from jobs.index import (
+    Index,
+    committed_index,
+    index_method,
+    index_of,
+    publish_tile,
+    read_index,
+    tile_shards,
+)
+from jobs.progress import ProgressReport
+from jobs.propose import ProposeShard, propose_shard
+from jobs.quality import measure_proposals
+from jobs.shards import MapDataset, Survey, survey
+from jobs.stages import DATASETS_OF, STAGES, Invocation, planned_datasets, recorded_index
+from storage.commits import CommitName, winners
+from storage.manifest import Manifest, fold, read_manifest
+from storage.root import Root, StorageError
+from storage.runs import DatasetRecord, RunRecord, check_run_name, read_run, run_names, write_run
+from storage.shards import Shard
+
+PRODUCER = f"spp-pipeline {metadata.version('spp-pipeline')}"
+_PACKAGES = ("spp-pipeline", "ray", "torch", "torchvision", "pyarrow", "numpy", "opencv-contrib-python-headless")
+
+
+def run(invocation: Invocation, stages: Sequence[str]) -> RunRecord:
+    """Do ``stages`` (some of ``STAGES``, in order), and return the run's record with its exit code.
+
+    Raises UsageError if a stage before them is not complete, RunFailed if it had to stop. What was committed stays.
+    """
+    check_run_name(invocation.name)
+    invocation.root.check_writable()
+    record = _begin(invocation)
+    with _recorded(invocation.root, record):
+        index = _index(invocation, record) if "index" in stages else recorded_index(invocation.root, record)
+        if set(stages) - {"index"}:
+            _map_stages(invocation, record, index, stages)
+    return record
+
+
+def failed_images(root: Root, record: RunRecord) -> dict[str, str]:
+    """Image id to reason, of the images that failed in some dataset of a run."""
+    reasons: dict[str, str] = {}
+    for name, entry in record.datasets.items():
+        if entry.manifest is not None and entry.failed:
+            for row in read_manifest(root, name, entry.method, entry.manifest).ledger:
+                if row.level == "failed":
+                    reasons.setdefault(row.image_id, f"{row.stage}: {row.type}: {row.message}")
+    return dict(sorted(reasons.items()))
+
+
+def _index(invocation: Invocation, record: RunRecord) -> Index:
+    """Read the data set, write what is new of ``images`` and ``objects``."""
+    config, root = invocation.config, invocation.root
+    method = index_method(config.dataset)
+    done = committed_index(root, method)
+    rows = list(read_index(config.dataset, config.execution.index_threads))
+    index = index_of(rows)
+    failed = [row for row in index.ledger if row.level == "failed"]
+    total = len(index.images) + len(failed)
+    if total >= 50 and len(failed) > config.execution.max_failed * total:
+        raise RunFailed(
+            f"index: {len(failed)} of {total} images failed, more than execution.max_failed "
+            f"({config.execution.max_failed:g}) allows; the first: {failed[0].message}"
+        )
+    if not len(index.images):
+        reason = f"; the first: {failed[0].message}" if failed else ""
+        raise UsageError(f"dataset: the splits {', '.join(config.dataset.splits)} have no usable image{reason}")
+    for row in index.ledger:
+        _say(f"{'failed' if row.level == 'failed' else 'note'}: image {row.image_id}: {row.message}")
+    for tile in rows:
+        for commit in publish_tile(root, method, tile, done):
+            done[commit.dataset][commit.shard] = commit.name
+    for dataset in DATASETS_OF["index"]:
+        keys = [tile_shards(tile)[dataset] for tile in rows]
+        manifest = fold(root, dataset, method, [done[dataset][key] for key in dict.fromkeys(keys)])
+        record.datasets[dataset] = _entry("index", manifest, 0)
+    write_run(root, record)
+    return index
+
+
+def _map_stages(invocation: Invocation, record: RunRecord, index: Index, stages: Sequence[str]) -> None:
+    """Make what is missing of proposals and features."""
+    config, root = invocation.config, invocation.root
+    body = load_body(config.features) if "extract" in stages else None
+    datasets = planned_datasets(config, index, record.datasets["images"].method, body)
+    surveys: dict[str, Survey] = {}
+    for dataset in datasets:
+        upstream = surveys[dataset.upstream.name].done if dataset.upstream else None
+        surveys[dataset.name] = survey(root, dataset, upstream)
+    for dataset in datasets:
+        found = surveys[dataset.name]
+        if dataset.stage not in stages and not found.complete:
+            raise UsageError(
+                f"{dataset.name} has {len(found.done)} of {len(dataset.shards)} shards; "
+                f"run `spp {dataset.stage}` first, or `spp run --until {stages[-1]}`"
+            )
+        if dataset.stage in stages:
+            record.datasets[dataset.name] = DatasetRecord(
+                stage=dataset.stage,
+                method=dataset.method,
+                shards=len(dataset.shards),
+                bytes_per_image=dataset.bytes_per_image,
+            )
+    write_run(root, record)
+    chosen = [surveys[dataset.name] for dataset in datasets if dataset.stage in stages]
+    try:
+        if not all(found.complete for found in chosen):
+            _make(invocation, index, body, chosen, surveys)
+    finally:
+        for found in chosen:
+            _settle(root, record, found.dataset)
+        write_run(root, record)
+    proposals = record.datasets.get("proposals")
+    if "propose" in stages and proposals is not None and proposals.manifest is not None:
+        proposals.quality = measure_proposals(root, record, index)
+        write_run(root, record)
+
+
+def _make(
+    invocation: Invocation,
+    index: Index,
+    body: LoadedBody | None,
+    chosen: list[Survey],
+    surveys: dict[str, Survey],
+) -> None:
+    """Run the shard loop over what is to do."""
+    from jobs.shardloop import ShardLoop
+
+    execution = invocation.config.execution
+    done = {(found.dataset.name, key): name for found in surveys.values() for key, name in found.done.items()}
+    works = [work for found in chosen for work in _works(invocation, index, body, found)]
+    totals = {found.dataset.name: found.dataset.images for found in chosen}
+    before = {name: totals[name] - sum(work.images for work in works if work.dataset == name) for name in totals}
+    stages = [stage for stage in STAGES if any(work.stage == stage for work in works)]
+    with ray_session(execution) as resources, ProgressReport(totals, before, execution.progress_seconds) as progress:
+        crews = _crews(invocation, resources, body, stages)
+        ShardLoop(crews, execution, progress, done).run(works)
+
+
+def _works(invocation: Invocation, index: Index, body: LoadedBody | None, found: Survey) -> Iterator[Any]:
+    """The work of one dataset."""
+    from jobs.shardloop import Work
+
+    config, dataset = invocation.config, found.dataset
+    columns = index.images.select(["image_id", "uri", "digest"]).to_pydict()
+    files = {i: ImageFile(i, u, d) for i, u, d in zip(*columns.values(), strict=True)}
+    described = file_metadata(config.features, body, dataset.method, PRODUCER) if body else {}
+    object_ids = index.objects["image_id"].to_numpy(zero_copy_only=False)
+
+    def make(shard: Shard, revision: int, proposals: CommitName | None) -> ProposeShard | ExtractShard:
+        images = tuple(files[image_id] for image_id in shard.image_ids)
+        if dataset.name == "proposals":
+            options = config.dataset.storage_options
+            return ProposeShard(
+                invocation.root, dataset.method, shard.key, revision, images, options, config.proposals, PRODUCER
+            )
+        objects = None
+        if dataset.name == "truth_features":
+            objects = _objects_of(index.objects, object_ids, shard.image_ids)
+        return ExtractShard(
+            dataset.name,  # type: ignore[arg-type]
+            dataset.method,
+            shard.key,
+            revision,
+            images,
+            described,
+            proposals,
+            dataset.upstream.method if dataset.upstream else "",
+            objects,
+        )
+
+    for shard, revision in found.todo:
+        source = dataset.source(shard)
+        yield Work(
+            stage=dataset.stage,
+            dataset=dataset.name,
+            shard=shard.key,
+            images=len(shard.image_ids),
+            make=partial(make, shard, revision),
+            needs=(dataset.upstream.name, source) if dataset.upstream and source else None,
+        )
+
+
+def _objects_of(objects: pa.Table, ids: np.ndarray, image_ids: Sequence[str]) -> pa.Table:
+    """The rows of some images; ``objects`` is sorted by image."""
+    pieces = [
+        objects.slice(int(first), int(np.searchsorted(ids, i, side="right") - first))
+        for i in image_ids
+        for first in [np.searchsorted(ids, i, side="left")]
+    ]
+    return pa.concat_tables(pieces).combine_chunks()
+
+
+def _crews(
+    invocation: Invocation, resources: Resources, body: LoadedBody | None, stages: Sequence[str]
+) -> dict[str, Any]:
+    """Who does the work: CPU tasks propose, actors extract."""
+    import ray
+
+    from jobs.shardloop import ActorCrew, Crew, TaskCrew
+
+    config = invocation.config
+    execution = config.execution
+    crews: dict[str, Crew] = {}
+    if "propose" in stages:
+        crews["propose"] = TaskCrew(propose_shard, room=2 * resources.cpus)
+    if "extract" in stages:
+        from jobs.feature_actor import FeatureActor
+
+        assert body is not None
+        on_gpu = resources.use_gpus(execution)
+        size = resources.actors(execution)
+        settings = ActorSettings(
+            root=invocation.root,
+            config=config.features,
+            device="cuda" if on_gpu else "cpu",
+            threads=execution.threads,
+            decode_threads=execution.decode_threads,
+            decode_ahead=execution.decode_ahead,
+            max_boxes=config.proposals.max_per_image,
+            storage_options=config.dataset.storage_options,
+            producer=PRODUCER,
+        )
+        # arrays, since Ray shares their memory between the actors of a node
+        state = ray.put({name: values.numpy() for name, values in body.state.items()})
+        if on_gpu:
+            cores = max(1, min(execution.cpus_per_gpu, (resources.cpus - 1) // size))
+            beside = size
+        else:
+            cores = min(execution.threads, resources.cpus)
+            beside = min(size // 2, (resources.cpus - 1) // cores)  # proposals need a core to go on
+        actor = ray.remote(FeatureActor).options(
+            num_cpus=cores,
+            num_gpus=1 if on_gpu else 0,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=execution.shards_per_actor,
+        )
+        crews["extract"] = ActorCrew(
+            lambda: actor.remote(settings, state),
+            "extract",
+            size=size,
+            beside=beside,
+            hands=execution.shards_per_actor,
+        )
+    return crews
+
+
+def _settle(root: Root, record: RunRecord, dataset: MapDataset) -> None:
+    """Fold the commits of a dataset into its manifest if every shard is there."""
+    there = winners(root, dataset.name, dataset.method)
+    names = [there[shard.key] for shard in dataset.shards if shard.key in there]
+    if len(names) == len(dataset.shards):
+        manifest = fold(root, dataset.name, dataset.method, names)
+        record.datasets[dataset.name] = _entry(dataset.stage, manifest, dataset.bytes_per_image)
+
+
+def _entry(stage: str, manifest: Manifest, bytes_per_image: int) -> DatasetRecord:
+    return DatasetRecord(
+        stage=stage,
+        method=manifest.method,
+        manifest=manifest.digest,
+        shards=len(manifest.table),
+        bytes_per_image=bytes_per_image,
+        rows=manifest.rows,
+        bytes=manifest.bytes,
+        images=manifest.images,
+        failed=manifest.failed,
+        seconds=manifest.seconds,
+    )
+
+
+def _begin(invocation: Invocation) -> RunRecord:
+    """The record of this command; what an earlier one of the same name made stays in it until it is made again."""
+    earlier = read_run(invocation.root, invocation.name) if invocation.name in run_names(invocation.root) else None
+    record = RunRecord(
+        name=invocation.name,
+        config=invocation.config.model_dump(mode="json"),
+        argv=list(invocation.argv),
+        versions={package: metadata.version(package) for package in _PACKAGES} | {"python": platform.python_version()},
+        host=socket.gethostname(),
+        started=_now(),
+        datasets=earlier.datasets if earlier else {},
+    )
+    write_run(invocation.root, record)
+    return record
+
+
+@contextmanager
+def _recorded(root: Root, record: RunRecord) -> Iterator[None]:
+    """Whatever happens inside, the record says how it ended."""
+    try:
+        yield
+        failed = len(failed_images(root, record))
+        allowed = record.config["execution"]["max_failed_ok"]
+        record.exit_code = 3 if failed > allowed else 0
+        record.status = "done"
+    except (UsageError, StorageError) as error:
+        record.exit_code, record.status, record.error = 2, "failed", str(error)
+        raise
+    except RunFailed as error:
+        record.exit_code, record.status, record.error = 1, "failed", str(error)
+        raise
+    except BaseException as error:
+        record.exit_code, record.status = 1, "failed"
+        record.error = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        record.finished = _now()
+        write_run(root, record)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

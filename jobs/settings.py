@@ -1,0 +1,25 @@
+"""The common ground of all config models: frozen, no unknown keys, and an identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Settings(BaseModel):
+    """One section of the config. A field marked ``NOT_IDENTITY`` does not change what a stage's output is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The values that a stage's method id hashes, as JSON values."""
+        values = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("identity") is False:
+                del values[name]
+        return values
+
+
+NOT_IDENTITY: dict[str, Any] = {"identity": False}

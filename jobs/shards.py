@@ -1,0 +1,99 @@
+"""What there is to do: the shards of the map datasets of a config, and which of them are committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from storage.commits import CommitName, read_commits, winners
+from storage.root import Root
+from storage.shards import Shard, shards
+
+
+@dataclass(frozen=True)
+class MapDataset:
+    """A dataset that a map stage makes shard by shard.
+
+    ``upstream``: the map dataset that it reads, if any; every shard then lies within one shard of that.
+    """
+
+    stage: str
+    name: str
+    method: str
+    bytes_per_image: int
+    shards: tuple[Shard, ...]
+    upstream: MapDataset | None = None
+    _source: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def images(self) -> int:
+        """Images of all shards."""
+        return sum(len(shard.image_ids) for shard in self.shards)
+
+    def source(self, shard: Shard) -> str | None:
+        """Key of the upstream shard that holds the shard's images."""
+        return self._source.get(shard.key)
+
+
+def map_dataset(
+    stage: str,
+    name: str,
+    method: str,
+    digests: dict[str, str],
+    bytes_per_image: int,
+    upstream: MapDataset | None = None,
+) -> MapDataset:
+    """The dataset of the images in ``digests`` (image id to digest)."""
+    cut = tuple(shards(digests, bytes_per_image))
+    source: dict[str, str] = {}
+    if upstream is not None:
+        holder = {image_id: shard.key for shard in upstream.shards for image_id in shard.image_ids}
+        for shard in cut:
+            holders = {holder[image_id] for image_id in shard.image_ids}
+            if len(holders) != 1:
+                raise ValueError(f"shard {shard.key} of {name} lies in {len(holders)} shards of {upstream.name}")
+            source[shard.key] = holders.pop()
+    return MapDataset(stage, name, method, bytes_per_image, cut, upstream, source)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What of a map dataset is there. ``done``: shard to commit; ``todo``: shard and the revision to write."""
+
+    dataset: MapDataset
+    done: dict[str, CommitName]
+    todo: tuple[tuple[Shard, int], ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.todo
+
+
+def survey(root: Root, dataset: MapDataset, upstream_done: Mapping[str, CommitName] | None = None) -> Survey:
+    """One listing tells what is committed; a shard made from an older revision of its upstream is to do again."""
+    there = winners(root, dataset.name, dataset.method)
+    done = {shard.key: there[shard.key] for shard in dataset.shards if shard.key in there}
+    renewed = _made_from_older(root, dataset, done, upstream_done or {})
+    todo = tuple(
+        (shard, done[shard.key].revision + 1 if shard.key in done else 0)
+        for shard in dataset.shards
+        if shard.key not in done or shard.key in renewed
+    )
+    return Survey(dataset, {key: name for key, name in done.items() if key not in renewed}, todo)
+
+
+def _made_from_older(
+    root: Root, dataset: MapDataset, done: Mapping[str, CommitName], upstream: Mapping[str, CommitName]
+) -> set[str]:
+    """Shards whose commit names an older upstream revision than today's. Only revisions above 0 can be newer."""
+    revised = {key: name.revision for key, name in upstream.items() if name.revision > 0}
+    source: Callable[[str], str | None] = dataset._source.get
+    suspects = [name for key, name in done.items() if source(key) in revised]
+    older = set()
+    for commit in read_commits(root, dataset.name, dataset.method, suspects):
+        made_from = {origin.shard: origin.revision for origin in commit.upstream}
+        origin = source(commit.shard)
+        if origin is not None and made_from.get(origin, -1) < revised[origin]:
+            older.add(commit.shard)
+    return older

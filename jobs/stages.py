@@ -1,0 +1,104 @@
+"""The stages in order, and the map datasets that a config or a recorded run stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from jobs.config import RunConfig
+from jobs.errors import UsageError
+from jobs.extract import (
+    TRUTH_BOXES_PER_IMAGE,
+    LoadedBody,
+    features_method,
+    truth_method,
+    vector_length,
+)
+from jobs.index import Index, object_digests
+from jobs.propose import BYTES_PER_BOX, propose_method
+from jobs.shards import MapDataset, map_dataset
+from storage.manifest import read_manifest
+from storage.root import Root
+from storage.runs import RunRecord
+from storage.scan import scan_manifest
+from storage.schemas import schema
+
+STAGES = ("index", "propose", "extract")
+"""Every stage of ``spp run``, in order."""
+
+DATASETS_OF = {"index": ("images", "objects"), "propose": ("proposals",), "extract": ("features", "truth_features")}
+"""What each stage makes."""
+
+
+def planned_datasets(config: RunConfig, index: Index, index_method: str, body: LoadedBody | None) -> list[MapDataset]:
+    """The map datasets of a config: proposals, and with a body features and truth_features."""
+    digests = index.digests()
+    boxes = config.proposals.max_per_image
+    method = propose_method(config.proposals, index_method)
+    proposals = map_dataset("propose", "proposals", method, digests, boxes * BYTES_PER_BOX)
+    if body is None:
+        return [proposals]
+    vector_bytes = 2 * vector_length(config.features, body)
+    features = map_dataset(
+        "extract",
+        "features",
+        features_method(config.features, body.digest, method),
+        digests,
+        boxes * vector_bytes,
+        proposals,
+    )
+    truth = map_dataset(
+        "extract",
+        "truth_features",
+        truth_method(config.features, body.digest, index_method),
+        object_digests(index, config.dataset.train_splits),
+        TRUTH_BOXES_PER_IMAGE * vector_bytes,
+    )
+    return [proposals, truth, features]
+
+
+def recorded_datasets(root: Root, record: RunRecord) -> list[MapDataset]:
+    """The map datasets of a recorded run, from what it says of them: without weights or images."""
+    index = recorded_index(root, record)
+    splits = RunConfig.model_validate(record.config).dataset.train_splits
+    made: dict[str, MapDataset] = {}
+    for name in ("proposals", "truth_features", "features"):
+        entry = record.datasets.get(name)
+        if entry is None:
+            continue
+        digests = object_digests(index, splits) if name == "truth_features" else index.digests()
+        upstream = made.get("proposals") if name == "features" else None
+        made[name] = map_dataset(entry.stage, name, entry.method, digests, entry.bytes_per_image, upstream)
+    return list(made.values())
+
+
+def recorded_index(root: Root, record: RunRecord) -> Index:
+    """The index of a run. UsageError if it has none yet."""
+    tables = {}
+    for name in DATASETS_OF["index"]:
+        entry = record.datasets.get(name)
+        if entry is None or entry.manifest is None:
+            raise UsageError(f"run {record.name!r} has no index yet; run `spp index` first")
+        manifest = read_manifest(root, name, entry.method, entry.manifest)
+        tables[name] = _sorted(scan_manifest(root, manifest), schema(name))
+        if name == "images":
+            ledger = tuple(manifest.ledger)
+    return Index(tables["images"], tables["objects"], ledger)
+
+
+def _sorted(parts: Iterable[pa.Table], layout: pa.Schema) -> pa.Table:
+    table = pa.concat_tables([layout.empty_table(), *(part.cast(layout) for part in parts)])
+    order = [("image_id", "ascending"), *([("object_id", "ascending")] if "object_id" in layout.names else [])]
+    return table.sort_by(order)
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What a command was asked to do."""
+
+    config: RunConfig
+    root: Root
+    name: str
+    argv: tuple[str, ...]

@@ -1,0 +1,70 @@
+"""status: how far every stage of a run is. Needs neither weights nor images.
+
+spp status --root /data/spp --run raccoon_kangaroo
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.shards import Survey, survey
+from jobs.stages import DATASETS_OF, recorded_datasets
+from storage.manifest import Manifest, in_memory, read_manifest
+from storage.root import Root
+from storage.runs import RunRecord
+
+
+@dataclass(frozen=True)
+class DatasetStatus:
+    """One dataset of a run. ``state``: complete, k of n shards, missing, or behind its upstream."""
+
+    stage: str
+    dataset: str
+    method: str
+    state: str
+    images: int
+    failed: int
+    rows: int
+    bytes: int
+    seconds: float
+
+
+def status(root: Root, record: RunRecord) -> list[DatasetStatus]:
+    """The state of every dataset, in the order of the stages; failed images count where they failed."""
+    result = []
+    indexed = all(_has_manifest(record, name) for name in DATASETS_OF["index"])
+    surveys: dict[str, Survey] = {}
+    if indexed:
+        for dataset in recorded_datasets(root, record):
+            upstream = surveys[dataset.upstream.name].done if dataset.upstream else None
+            surveys[dataset.name] = survey(root, dataset, upstream)
+    for stage, datasets in DATASETS_OF.items():
+        for name in datasets:
+            entry = record.datasets.get(name)
+            if entry is None:
+                result.append(DatasetStatus(stage, name, "", "missing", 0, 0, 0, 0, 0.0))
+                continue
+            found = surveys.get(name)
+            if entry.manifest is not None and (found is None or found.complete):
+                manifest, state = read_manifest(root, name, entry.method, entry.manifest), "complete"
+            elif found is not None:
+                manifest = in_memory(root, name, entry.method, list(found.done.values()))
+                state = f"{len(found.done)} of {len(found.dataset.shards)} shards"
+                if entry.manifest is not None:
+                    state = f"behind its upstream: {state}"
+            else:
+                result.append(DatasetStatus(stage, name, entry.method, "missing", 0, 0, 0, 0, 0.0))
+                continue
+            result.append(_of(stage, name, entry.method, state, manifest))
+    return result
+
+
+def _of(stage: str, name: str, method: str, state: str, manifest: Manifest) -> DatasetStatus:
+    seconds = sum(value for phase, value in manifest.seconds.items() if phase != "wait")
+    images, failed = manifest.images, manifest.failed
+    return DatasetStatus(stage, name, method, state, images, failed, manifest.rows, manifest.bytes, round(seconds, 1))
+
+
+def _has_manifest(record: RunRecord, name: str) -> bool:
+    entry = record.datasets.get(name)
+    return entry is not None and entry.manifest is not None
