@@ -93,14 +93,13 @@ class FeatureActor:
                     future.exception()  # the buffers must be back before an error goes on
             for future in pending:
                 future.result()
-            with clock.phase("write"):
-                return writer.commit(
-                    ledger=ledger,
-                    skipped=skipped,
-                    upstream=work.upstream(),
-                    seconds=clock.seconds,
-                    producer=self._settings.producer,
-                )
+            return writer.commit(
+                ledger=ledger,
+                skipped=skipped,
+                upstream=work.upstream(),
+                seconds=clock.seconds,
+                producer=self._settings.producer,
+            )
 
     def _boxes(
         self, work: ExtractShard, clock: PhaseClock

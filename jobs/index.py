@@ -27,7 +27,7 @@ from pipeline.voc import parse_annotation
 from storage.columns import box_column
 from storage.commits import Commit, CommitName, LedgerRow, winners
 from storage.identity import canonical_json, digest, method_id, sha256
-from storage.root import Root, resolve_options
+from storage.root import Root, resolve_options, store_errors
 from storage.schemas import schema
 from storage.shards import shard_key, tiles
 from storage.writer import ShardWriter
@@ -199,7 +199,7 @@ def _list_entries(config: DatasetConfig) -> tuple[dict[str, _Entry], fsspec.Abst
         devkits = _devkits(fs, path.rstrip("/"))
     except FileNotFoundError:
         raise UsageError(f"dataset.path: {config.path!r} does not exist") from None
-    except (ImportError, ValueError, OSError) as error:
+    except store_errors(ImportError, ValueError) as error:
         raise UsageError(f"dataset.path: {config.path!r} cannot be read: {error}") from error
     if not devkits:
         raise UsageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -23,7 +23,11 @@ class ProgressReport:
     ``totals`` and ``done`` are images by dataset: all of them, and those that were there before.
     """
 
+    devices: Callable[[], int]
+    """How many extraction actors there are."""
+
     def __init__(self, totals: Mapping[str, int], done: Mapping[str, int], seconds_between: float) -> None:
+        self.devices = lambda: 1
         self._totals = totals
         self._done = Counter(done)
         self._before = Counter(done)
@@ -32,7 +36,6 @@ class ProgressReport:
         self._bytes = 0
         self._failed = 0
         self._compute = 0.0
-        self._first_compute: float | None = None
         console = Console(stderr=True)
         self._bar = self._make_bar(console) if console.is_terminal else None
         self._bars: dict[str, TaskID] = {}
@@ -78,7 +81,8 @@ class ProgressReport:
     def _notes(self) -> str:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         new = sum(self._done[name] - self._before[name] for name in self._totals)
-        busy = f"device busy {100 * self._compute / elapsed:.0f}% | " if self._compute else ""
+        devices = max(1, self.devices())
+        busy = f"device busy {100 * self._compute / elapsed / devices:.0f}% | " if self._compute else ""
         return f"{new / elapsed:.2f} images/s | {busy}{self._bytes / 1e6:,.0f} MB written | {self._failed} failed"
 
     def _time_left(self) -> str:

@@ -163,6 +163,8 @@ def _make(
     stages = [stage for stage in STAGES if any(work.stage == stage for work in works)]
     with ray_session(execution) as resources, ProgressReport(totals, before, execution.progress_seconds) as progress:
         crews = _crews(invocation, resources, body, stages)
+        if "extract" in crews:
+            progress.devices = crews["extract"].actors
         ShardLoop(crews, execution, progress, done).run(works)
 
 

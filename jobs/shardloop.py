@@ -29,6 +29,7 @@ import ray.exceptions
 from jobs.errors import RunFailed
 from jobs.execution import ExecutionConfig
 from storage.commits import Commit, CommitName
+from storage.root import store_errors
 
 LOOK_AT_FAILURES_FROM = 50
 """Images after which the share of failed ones is looked at."""
@@ -160,6 +161,10 @@ class ActorCrew:
         self._load.clear()
         self._owner.clear()
 
+    def actors(self) -> int:
+        """Actors alive."""
+        return len(self._load)
+
 
 class ShardLoop:
     """Runs work to its end.
@@ -257,8 +262,8 @@ class ShardLoop:
             self._commit(work, commit)
 
     def _outage(self, work: Work, error: ray.exceptions.RayTaskError) -> None:
-        cause = error.cause
-        if not isinstance(cause, (OSError, MemoryError)):
+        cause: Any = error.cause
+        if not isinstance(cause, store_errors(MemoryError)):
             raise RunFailed(f"{work.stage}: shard {work.shard} of {work.dataset}: {_first_line(cause)}") from error
         work.outages += 1
         if work.outages > self._config.retries:

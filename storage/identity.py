@@ -28,6 +28,11 @@ def digest(*parts: bytes) -> str:
     return total.hexdigest()
 
 
+def sha256(data: bytes) -> str:
+    """Plain SHA-256 (hex) of ``data``, as ``sha256sum`` prints it."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def method_id(
     stage: str,
     version: int,

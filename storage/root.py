@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,18 @@ import pyarrow.fs
 from fsspec.implementations.local import LocalFileSystem
 
 _SECRET = ("key", "secret", "token", "password", "credential", "sas")
+
+
+def store_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """What file systems raise when a store cannot be reached or refuses, and ``more``.
+
+    OSError, and the errors of those clients in use that are none.
+    """
+    errors: list[type[Exception]] = [OSError, *more]
+    for module, name in (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError")):
+        if module in sys.modules:
+            errors.append(getattr(sys.modules[module], name))
+    return tuple(errors)
 
 
 class StorageError(ValueError):
@@ -35,9 +48,7 @@ def open_root(url: str, storage_options: Mapping[str, Any] | None = None) -> Roo
     try:
         fs, path = fsspec.url_to_fs(url, **options)
     except ImportError as error:
-        raise StorageError(
-            f"root {url!r}: {error}; install the package, e.g. pip install 'spp-pipeline[s3]'"
-        ) from error
+        raise StorageError(f"root {url!r}: {error} (for s3://: pip install 'spp-pipeline[s3]')") from error
     except ValueError as error:
         raise StorageError(f"root {url!r}: {error}") from error
     if isinstance(fs, LocalFileSystem):
@@ -175,7 +186,7 @@ class Root:
         try:
             self.write(key, b"")
             self.delete(key)
-        except (OSError, ValueError) as error:
+        except store_errors(ValueError) as error:
             raise StorageError(f"root {self.url!r} cannot be written to: {error}") from error
 
     def __repr__(self) -> str:

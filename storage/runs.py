@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from storage.root import Root, StorageError
+from storage.root import Root, StorageError, store_errors
 from storage.schemas import DATASETS, SCHEMA_VERSION, check_version
 
 _STAGE = dict(zip(DATASETS, ("index", "index", "propose", "extract", "extract"), strict=True))
@@ -71,7 +71,7 @@ def read_run(root: Root, name: str | None = None) -> RunRecord:
     """
     try:
         known = run_names(root)
-    except OSError as error:
+    except store_errors() as error:
         raise StorageError(f"root {root.url!r} cannot be read: {error}") from error
     if name is None:
         if len(known) != 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -109,7 +110,9 @@ class ShardWriter:
                 f"{self._path} has {footer.num_rows} rows in {footer.num_row_groups} groups after writing {rows}"
             )
         self.bytes = self._file.size
+        start = time.perf_counter()
         self._stack.close()  # publishes the data
+        timed = {**(seconds or {}), "write": time.perf_counter() - start}
         record = Commit(
             dataset=self.dataset,
             method=self.method,
@@ -124,7 +127,7 @@ class ShardWriter:
             ledger=tuple(row.model_copy(update={"attempt": self.name.attempt}) for row in ledger),
             skipped=tuple(skipped),
             upstream=tuple(upstream),
-            seconds={phase: round(value, 4) for phase, value in (seconds or {}).items()},
+            seconds={phase: round(value, 4) for phase, value in timed.items()},
             producer=producer,
         )
         write_commit(self.root, record)
