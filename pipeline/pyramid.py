@@ -32,6 +32,10 @@ LEVELS = (6, 3, 2, 1)
 """The paper's pyramid for detection: 50 bins (4.1)."""
 
 
+_EXACT_IN_ROI_POOL = frozenset({1, 2, 3, 4, 5, 6, 8, 9, 10, 12})
+"""Levels whose bins are the same in float32 as in whole numbers, for every window of up to 32,767 cells."""
+
+
 def bin_count(levels: Sequence[int]) -> int:
     """Bins of all levels together: 50 for (6, 3, 2, 1)."""
     return sum(n * n for n in levels)
@@ -115,24 +119,29 @@ def pool_torch(conv_map: torch.Tensor, windows: Windows, levels: Sequence[int] =
     """The same vectors on the map's own device, by one torchvision ``roi_pool`` for each level that no other contains.
 
     ``conv_map`` is float16 or float32 of shape (channels, height, width); the result is float16 of shape (N, dim).
-    roi_pool computes its bins in floating point, which is exact for the levels 1, 2, 3, 4 and 6 (tested).
+    roi_pool computes its bins in floating point; a level for which that is not exact is pooled window by window.
     """
     import torch
+    from torch.nn.functional import adaptive_max_pool2d
     from torchvision.ops import roi_pool
 
     rois = torch.zeros((len(windows), 5), dtype=torch.float32, device=conv_map.device)
     rois[:, 1:] = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to(conv_map.device)
     pooled: dict[int, torch.Tensor] = {}  # (N, n, n, C)
     for n, source, _, _ in _plan(levels).tolist():
-        if source < 0:
+        if source < 0 and (n in _EXACT_IN_ROI_POOL or len(windows) == 0):
             grid = roi_pool(conv_map[None].float(), rois, (n, n), spatial_scale=1.0)  # (N, C, n, n)
+            pooled[n] = grid.permute(0, 2, 3, 1)
+        elif source < 0:
+            crops = (conv_map[:, y1 : y2 + 1, x1 : x2 + 1].float() for x1, y1, x2, y2 in windows.tolist())
+            grid = torch.stack([adaptive_max_pool2d(crop, n) for crop in crops])
             pooled[n] = grid.permute(0, 2, 3, 1)
         else:
             finer = levels[source]
             step = finer // n
-            blocks = pooled[finer].reshape(len(windows), n, step, n, step, -1)
+            blocks = pooled[finer].reshape(len(windows), n, step, n, step, len(conv_map))
             pooled[n] = blocks.amax(dim=(2, 4))
-    vectors = torch.cat([pooled[n].reshape(len(windows), -1) for n in levels], dim=1)
+    vectors = torch.cat([pooled[n].flatten(1) for n in levels], dim=1)
     return vectors.half() + 0.0  # -0 + 0 is +0
 
 

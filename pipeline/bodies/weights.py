@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle  # only for the name of the error that torch raises
+import struct
 import urllib.error
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from pipeline.bodies.body import BodySpec, State
 
 class WeightsError(ValueError):
     """Weights that cannot be had or do not fit. The message names the file and the remedy."""
+
+
+# What torch.load raises on bytes that are no state dict, besides UnpicklingError: whatever its parser stumbles on.
+_UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error)
 
 
 def load_state(spec: BodySpec, weights: str, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -63,10 +68,11 @@ def read_state(path: Path) -> State:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"weights file {str(path)!r} holds pickled code, which is never run; save a state dict instead"
+            f"weights file {str(path)!r} is no weights file, or holds pickled code, which is never run; save a state "
+            f"dict with torch.save or safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"weights file {str(path)!r} cannot be read: {error}") from error
+    except (SafetensorError, *_UNREADABLE) as error:
+        raise WeightsError(f"weights file {str(path)!r} cannot be read: {_reason(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsError(f"weights file {str(path)!r} holds no state dict (names to tensors)")
     return state
@@ -88,5 +94,13 @@ def download_state(url: str) -> State:
             f"weights {name} could not be downloaded ({error.reason}); put the file into {cache}, or use "
             f"weights: random or the body efficientnet_lite0, whose weights come with a Python package"
         ) from error
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"weights {name} in {cache} cannot be used: {error}; remove the file there") from error
+    except (pickle.UnpicklingError, *_UNREADABLE) as error:
+        raise WeightsError(
+            f"weights {name} in {cache} cannot be used: {_reason(error)}; remove a file that is there, or use "
+            f"weights: random"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line, which torch's are not."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
