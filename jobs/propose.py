@@ -118,18 +118,18 @@ def propose_shard(work: ProposeShard) -> Commit:
             try:
                 with clock.phase("decode"):
                     image = read_image(file, work.storage_options)
+                with clock.phase("propose"):
+                    boxes = propose(
+                        method,
+                        image,
+                        seed_of(file.image_id, config.seed),
+                        min_side=config.min_side,
+                        max_boxes=config.max_per_image,
+                        max_side=config.max_side,
+                    )
             except ContentError as error:
                 ledger.append(file.ledger_row("propose", error))
                 continue
-            with clock.phase("propose"):
-                boxes = propose(
-                    method,
-                    image,
-                    seed_of(file.image_id, config.seed),
-                    min_side=config.min_side,
-                    max_boxes=config.max_per_image,
-                    max_side=config.max_side,
-                )
             count = len(boxes)
             rows = {
                 "image_id": pa.array([file.image_id] * count, pa.string()),

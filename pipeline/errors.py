@@ -16,5 +16,9 @@ class AnnotationError(ContentError):
     """The annotation is not what its format prescribes."""
 
 
+class ProposalError(ContentError):
+    """The proposal method gave no boxes for this image."""
+
+
 class BodyError(ContentError):
     """The convolutional body gave no usable map for this image."""

@@ -7,9 +7,7 @@ exact duplicates, the number kept.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import threading
 import warnings
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,10 +16,12 @@ import cv2
 import numpy as np
 
 from pipeline.boxes import Boxes, as_boxes, clip, first_of_duplicates
+from pipeline.errors import ProposalError
 from pipeline.images import RGB
+from pipeline.opencv_search import OpenCVSearch, SearchCrashed
 
-_libc = ctypes.CDLL(None)
-_one_at_a_time = threading.Lock()
+_search = OpenCVSearch()
+"""This process's own: one call at a time."""
 
 
 class ProposalMethod(Protocol):
@@ -36,7 +36,9 @@ class OpenCVSelectiveSearch:
 
     OpenCV uses k = base_k, base_k + inc_k, base_k + 2 inc_k, where the original's fast mode has k = 50 and 100;
     (50, 50) comes nearest to it (selectivesearchsegmentation.cpp, switchToSelectiveSearchFast). It ranks with C's
-    ``rand()``, which is seeded here just before the call, one call at a time in a process.
+    ``rand()``, seeded per call, in a process of its own (see ``pipeline.opencv_search``).
+
+    Raises ProposalError if OpenCV fails on the image.
     """
 
     base_k: int = 50
@@ -44,12 +46,10 @@ class OpenCVSelectiveSearch:
     sigma: float = 0.8
 
     def __call__(self, image: RGB, seed: int) -> Boxes:
-        search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
-        with _one_at_a_time:
-            _libc.srand(ctypes.c_uint(seed & 0xFFFFFFFF))
-            search.setBaseImage(np.ascontiguousarray(image[:, :, ::-1]))
-            search.switchToSelectiveSearchFast(self.base_k, self.inc_k, self.sigma)
-            x, y, width, height = np.asarray(search.process(), np.float32).reshape(-1, 4).T
+        try:
+            x, y, width, height = _search(image, self.base_k, self.inc_k, self.sigma, seed).astype(np.float32).T
+        except SearchCrashed as error:
+            raise ProposalError(f"{error}; leave the image out, or use another proposals.method") from error
         return np.stack([x, y, x + width, y + height], axis=1)
 
 

@@ -1,0 +1,236 @@
+"""The main job, on embedded Ray: images in, committed features out, and what follows from a change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+import storage
+from jobs.config import load_config
+from jobs.extract import load_body
+from pipeline.bodies import Body
+from pipeline.extraction import RegionExtractor
+from pipeline.images import decode_image
+from storage.root import open_root
+
+
+def last_json(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def rows(root: Path, dataset: str) -> pa.Table:
+    table = storage.open(str(root), dataset).to_table()
+    keys = [name for name in ("image_id", "proposal_id", "object_id") if name in table.column_names]
+    return table.sort_by([(key, "ascending") for key in keys])
+
+
+def test_every_window_of_every_image_gets_its_vector(project, capsys):
+    assert project.spp("run", "--json") == 0
+    report = last_json(capsys)
+    assert report["failed"] == {}
+    assert {name: entry["images"] for name, entry in report["datasets"].items()} == {
+        "images": 14,
+        "objects": 14,
+        "proposals": 14,
+        "features": 14,
+        "truth_features": 9,
+    }
+    config = load_config(str(project.config))
+    loaded = load_body(config.features)
+    extractor = RegionExtractor(Body(loaded.spec, loaded.state), config.features.scales)
+    proposals = rows(project.root, "proposals")
+    seen = set()
+    for table in storage.scan(str(project.root), "features"):
+        image_id = table["image_id"][0].as_py()
+        assert image_id not in seen
+        seen.add(image_id)
+        proposed = proposals.filter(pa.compute.field("image_id") == image_id)
+        boxes = storage.boxes_of(proposed["box"])
+        assert np.array_equal(storage.boxes_of(table["box"]), boxes)
+        assert table["proposal_id"].to_pylist() == proposed["proposal_id"].to_pylist()
+        image = decode_image((project.data.path / "JPEGImages" / f"{image_id}.jpg").read_bytes())
+        expected = extractor(image, boxes)
+        assert np.array_equal(storage.vectors_of(table["feature"]).view(np.int16), expected.vectors.view(np.int16))
+        assert np.array_equal(storage.windows_of(table["window"]), expected.windows)
+        assert table["scale"].to_pylist() == expected.scales.tolist()
+    assert len(seen) == 14
+    assert project.spp("verify") == 0
+
+
+def test_truth_features_are_of_the_training_objects_alone(project):
+    assert project.spp("run") == 0
+    truth = rows(project.root, "truth_features")
+    images = rows(project.root, "images").to_pylist()
+    training = {row["image_id"] for row in images if "trainval" in row["splits"]}
+    objects = rows(project.root, "objects").filter(pa.compute.field("image_id").isin(training))
+    assert truth.select(["image_id", "object_id", "class_name", "box"]) == objects.select(
+        ["image_id", "object_id", "class_name", "box"]
+    )
+
+
+def test_the_same_command_again_does_nothing(project):
+    assert project.spp("run") == 0
+    before = {dataset: project.commits(dataset) for dataset in ("images", "objects", "proposals", "features")}
+    assert project.spp("run") == 0
+    assert {dataset: project.commits(dataset) for dataset in before} == before
+
+
+def test_two_roots_hold_the_same_content(project, tmp_path):
+    assert project.spp("run") == 0
+    assert project.spp("run", root=tmp_path / "other") == 0
+    for dataset in ("images", "objects", "proposals", "features", "truth_features"):
+        assert rows(project.root, dataset).equals(rows(tmp_path / "other", dataset)), dataset
+
+
+def test_an_added_image_runs_only_the_shards_that_hold_it(project):
+    assert project.spp("run") == 0
+    before = {dataset: project.commits(dataset) for dataset in ("proposals", "features", "truth_features")}
+    project.data.add("im-002b", "test", [("square", 11, 21, 50, 60)])
+    assert project.spp("run") == 0
+    for dataset, old in before.items():
+        new = project.commits(dataset) - old
+        holders = [path for path in new if "im-002b" in (project.root / dataset / commit_path(path)).read_text()]
+        assert len(new) == len(holders) == (0 if dataset == "truth_features" else 1), dataset
+    assert project.spp("verify") == 0
+
+
+def commit_path(name: str) -> str:
+    method, file = name.split("/")
+    return f"{method}/commit/{file}"
+
+
+def test_a_changed_label_runs_only_the_truth_features_of_its_shard(project):
+    assert project.spp("run") == 0
+    before = {dataset: project.commits(dataset) for dataset in ("proposals", "features", "truth_features")}
+    project.data.annotate("im-001", [("slab", 12, 22, 60, 70)])
+    assert project.spp("run") == 0
+    assert project.commits("proposals") == before["proposals"]
+    assert project.commits("features") == before["features"]
+    (new,) = project.commits("truth_features") - before["truth_features"]
+    assert "im-001" in (project.root / "truth_features" / commit_path(new)).read_text()
+    (row,) = (r for r in rows(project.root, "truth_features").to_pylist() if r["image_id"] == "im-001")
+    assert (row["class_name"], row["box"]) == ("slab", {"x1": 11, "y1": 21, "x2": 60, "y2": 70})
+
+
+def test_a_changed_split_extracts_no_proposal_again(project):
+    assert project.spp("run") == 0
+    before = {dataset: project.commits(dataset) for dataset in ("proposals", "features")}
+    project.data.move("im-003", "trainval", "test")
+    assert project.spp("run") == 0
+    assert {dataset: project.commits(dataset) for dataset in before} == before
+    assert "im-003" not in rows(project.root, "truth_features")["image_id"].to_pylist()
+
+
+def test_a_changed_pyramid_extracts_but_does_not_propose(project):
+    assert project.spp("run") == 0
+    proposals, features = project.commits("proposals"), project.commits("features")
+    assert project.spp("run", "--set", "features.pyramid=[3, 1]") == 0
+    assert project.commits("proposals") == proposals
+    assert project.commits("features") > features
+    assert ds.dataset(storage.files(str(project.root), "features")).schema.field("feature").type.list_size == 256 * 10
+    again = project.commits("features")
+    assert project.spp("run") == 0  # the old config is complete at once
+    assert project.commits("features") == again
+
+
+def test_plan_says_what_run_does_and_writes_nothing(project, capsys):
+    assert project.spp("plan", "--json") == 0
+    planned = {entry["dataset"]: entry["images_to_do"] for entry in last_json(capsys)["datasets"]}
+    assert planned == {"images": 14, "objects": 14, "proposals": 14, "features": 14, "truth_features": 9}
+    assert not project.root.exists()
+    assert project.spp("run", "--until", "propose") == 0
+    capsys.readouterr()
+    assert project.spp("plan", "--json") == 0
+    planned = {entry["dataset"]: entry["images_to_do"] for entry in last_json(capsys)["datasets"]}
+    assert planned == {"images": 0, "objects": 0, "proposals": 0, "features": 14, "truth_features": 9}
+
+
+def test_single_stages_need_what_comes_before(project, capsys):
+    assert project.spp("propose") == 2
+    assert "spp index" in capsys.readouterr().err
+    assert project.spp("index") == 0
+    assert project.spp("extract") == 2
+    assert "run `spp propose` first" in capsys.readouterr().err
+    assert project.spp("propose") == 0
+    assert project.spp("extract") == 0
+    assert project.spp("verify") == 0
+
+
+def test_status_tells_how_far_every_stage_is(project, capsys):
+    assert project.spp("run", "--until", "propose") == 0
+    assert project.spp("status", "--json") == 0
+    states = {entry["dataset"]: entry["state"] for entry in last_json(capsys)["datasets"]}
+    assert states["proposals"] == "complete"
+    assert states["features"] == "missing"
+    assert project.spp("run") == 0
+    commit = next(iter((project.root / "features").glob("*/commit/*.json")))
+    commit.unlink()
+    record = project.root / "runs" / "small.json"
+    entry = json.loads(record.read_text())
+    entry["datasets"]["features"]["manifest"] = None
+    record.write_text(json.dumps(entry))
+    capsys.readouterr()
+    assert project.spp("status", "--json") == 0
+    states = {entry["dataset"]: entry["state"] for entry in last_json(capsys)["datasets"]}
+    shards = entry["datasets"]["features"]["shards"]
+    assert states["features"] == f"{shards - 1} of {shards} shards"
+
+
+def test_an_image_that_cannot_be_read_is_a_ledger_row_and_the_rest_goes_on(make_project, capsys):
+    project = make_project()
+    (project.data.path / "JPEGImages/im-004.jpg").write_bytes(b"no image")  # found while indexing
+    whole = (project.data.path / "JPEGImages/im-005.jpg").read_bytes()
+    (project.data.path / "JPEGImages/im-005.jpg").write_bytes(whole[: len(whole) // 2])  # found while decoding
+    (project.data.path / "JPEGImages/im-006.jpg").unlink()
+    assert project.spp("run", "--json") == 3
+    report = last_json(capsys)
+    assert set(report["failed"]) == {"im-004", "im-005", "im-006"}
+    assert "truncated" in report["failed"]["im-005"]
+    assert "does not exist" in report["failed"]["im-006"]
+    assert report["datasets"]["features"]["images"] == 11
+    assert project.spp("verify") == 0
+    assert project.spp("run", "--set", "execution.max_failed_ok=3") == 0
+
+
+def test_too_many_failed_images_stop_the_run_with_the_commonest_reason(make_project, capsys):
+    project = make_project(train=70, test=0)
+    for number in (3, 40):
+        path = project.data.path / f"JPEGImages/im-{number:03d}.jpg"
+        path.write_bytes(path.read_bytes()[:-200])
+    (project.data.path / "ImageSets/Main/test.txt").write_text("")
+    assert project.spp("run", "--until", "propose") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "max_failed" in error
+    assert "truncated" in error
+
+
+def test_query_and_files_serve_other_tools(project, capsys):
+    assert project.spp("run") == 0
+    capsys.readouterr()
+    sql = "select image_id, count(*) n from features group by 1 order by 1"
+    assert project.spp("query", sql, "--json") == 0
+    answer = last_json(capsys)
+    assert answer["columns"] == ["image_id", "n"]
+    assert len(answer["rows"]) == 14
+    assert project.spp("files", "features") == 0
+    paths = capsys.readouterr().out.split()
+    assert sum(n for _, n in answer["rows"]) == ds.dataset(paths).count_rows()
+    assert project.spp("query", "select nothing from features") == 2
+    assert project.spp("files", "feature") == 2
+    assert "did you mean 'features'?" in capsys.readouterr().err
+
+
+def test_the_run_record_tells_what_was_asked_and_what_came_of_it(project):
+    assert project.spp("run") == 0
+    record = storage.read_run(open_root(str(project.root)))
+    assert (record.name, record.status, record.exit_code) == ("small", "done", 0)
+    assert record.config["features"]["scales"] == [96, 160]
+    assert record.versions["torch"]
+    assert record.finished
+    seconds = record.datasets["features"].seconds
+    assert {"decode", "conv", "pool", "encode", "write"} <= seconds.keys()
+    assert record.datasets["proposals"].quality["test"]["recall"] is not None
