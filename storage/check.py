@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.commits import Commit, CommitName, data_key, read_commits
-from storage.manifest import Manifest, read_manifest
-from storage.root import Root
+from storage.commits import Commit, CommitName, commit_key, data_key, read_commits
+from storage.manifest import Manifest, manifest_key, read_manifest
+from storage.root import Root, StorageError
 from storage.runs import RunRecord
 
 _CHUNK = 16 * 1024 * 1024
@@ -27,11 +27,26 @@ def check_dataset(root: Root, record: RunRecord, dataset: str) -> Iterator[str]:
     if entry.manifest is None:
         yield f"{dataset}: not complete; `spp {entry.stage}` goes on with it"
         return
-    manifest = read_manifest(root, dataset, entry.method, entry.manifest)
+    try:
+        manifest = read_manifest(root, dataset, entry.method, entry.manifest)
+    except FileNotFoundError:
+        yield f"{manifest_key(dataset, entry.method, entry.manifest)}: the file is missing"
+        return
+    except StorageError as error:
+        yield str(error)
+        return
     if len(manifest.table) != entry.shards:
         yield f"{dataset}: the manifest has {len(manifest.table)} shards, the run {entry.shards}"
     seen: Counter[str] = Counter()
-    for commit in _commits(root, manifest):
+    for name in _winners(manifest):
+        try:
+            (commit,) = read_commits(root, dataset, entry.method, [name])
+        except FileNotFoundError:
+            yield f"{commit_key(dataset, entry.method, name)}: the file is missing"
+            continue
+        except StorageError as error:
+            yield str(error)
+            continue
         seen.update([*commit.images, *(row.image_id for row in commit.failed), *commit.skipped])
         yield from _check_file(root, commit)
     yield from (f"{dataset}: image {image_id!r} stands in {n} shards" for image_id, n in seen.items() if n > 1)
@@ -41,10 +56,9 @@ def check_dataset(root: Root, record: RunRecord, dataset: str) -> Iterator[str]:
         yield from (f"{dataset}: image {image_id!r} is not in images" for image_id in sorted(seen.keys() - expected))
 
 
-def _commits(root: Root, manifest: Manifest) -> list[Commit]:
+def _winners(manifest: Manifest) -> list[CommitName]:
     rows = manifest.table.select(["shard", "revision", "attempt"]).to_pylist()
-    names = [CommitName(row["shard"], row["revision"], row["attempt"]) for row in rows]
-    return read_commits(root, manifest.dataset, manifest.method, names)
+    return [CommitName(row["shard"], row["revision"], row["attempt"]) for row in rows]
 
 
 def _check_file(root: Root, commit: Commit) -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from storage.root import Root
-from storage.schemas import SCHEMA_VERSION, check_version
+from storage.schemas import SCHEMA_VERSION, read_record
 
 _NAME = re.compile(r"(?P<shard>[0-9a-f]+)\.r(?P<revision>\d+)\.(?P<attempt>[0-9a-z-]+)\.json")
 
@@ -134,16 +134,10 @@ def winners(root: Root, dataset: str, method: str) -> dict[str, CommitName]:
 def read_commits(root: Root, dataset: str, method: str, names: Iterable[CommitName]) -> list[Commit]:
     """The records behind ``names``, in their order."""
     keys = [commit_key(dataset, method, name) for name in names]
-    return [_parse(data, key) for key, data in zip(keys, root.read_many(keys), strict=True)]
+    return [read_record(Commit, data, key) for key, data in zip(keys, root.read_many(keys), strict=True)]
 
 
 def write_commit(root: Root, commit: Commit) -> None:
     """Publish a commit record; from then on the shard exists."""
     key = commit_key(commit.dataset, commit.method, commit.name)
     root.write(key, commit.model_dump_json(indent=1).encode())
-
-
-def _parse(data: bytes, key: str) -> Commit:
-    commit = Commit.model_validate_json(data)
-    check_version(commit.schema_version, key)
-    return commit

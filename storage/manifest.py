@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from storage.commits import Commit, CommitName, LedgerRow, read_commits
 from storage.identity import METHOD_LENGTH, digest
-from storage.root import Root
+from storage.root import Root, StorageError
 from storage.schemas import SCHEMA_VERSION, VERSION_KEY, check_version
 
 _SCHEMA = pa.schema(
@@ -121,7 +121,11 @@ def in_memory(root: Root, dataset: str, method: str, names: Sequence[CommitName]
 def read_manifest(root: Root, dataset: str, method: str, ident: str) -> Manifest:
     """A published manifest."""
     key = manifest_key(dataset, method, ident)
-    table = pq.read_table(pa.BufferReader(root.read(key)))
+    data = root.read(key)
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{key} is damaged: {error}; remove it, and the next `spp run` makes it anew") from error
     check_version((table.schema.metadata or {}).get(VERSION_KEY.encode(), b"?").decode(), key)
     return Manifest(dataset, method, ident, table)
 

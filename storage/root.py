@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import uuid
@@ -14,8 +15,10 @@ from typing import IO, Any
 import fsspec
 import pyarrow.fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 _SECRET = ("key", "secret", "token", "password", "credential", "sas")
+_PASSWORD = re.compile(r"[^/]+://[^/@]*:[^/@]+@")
 
 
 def store_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
@@ -43,6 +46,10 @@ def open_root(url: str, storage_options: Mapping[str, Any] | None = None) -> Roo
     Raises StorageError: an unknown protocol, a missing package, a secret in the open, an unset variable.
     """
     options = resolve_options(storage_options or {})
+    if _PASSWORD.match(url):
+        raise StorageError(
+            "root: there is a password in the URL; leave it out, and name it in storage_options: env:NAME"
+        )
     if "://" in url and not url.startswith(("file://", "local://", "memory://")):
         options.setdefault("use_listings_cache", False)  # another process's commits must be seen
     try:
@@ -121,11 +128,12 @@ class Root:
         """Whole files, fetched together where the file system can."""
         if not keys:
             return []
-        contents = self.fs.cat([self.path(key) for key in keys])
-        if isinstance(contents, bytes):
-            return [contents]
-        by_name = {_tail(path): data for path, data in contents.items()}
-        return [by_name[_tail(key)] for key in keys]
+        # not fs.cat, which takes "[1]" in a path for a pattern
+        contents = self.fs.cat_ranges([self.path(key) for key in keys], None, None, on_error="return")
+        for content in contents:
+            if isinstance(content, BaseException):
+                raise content
+        return contents
 
     def exists(self, key: str) -> bool:
         """Whether there is a file or folder."""
@@ -168,7 +176,10 @@ class Root:
         with tempfile.TemporaryDirectory(prefix="spp-") as folder_name:
             staging = Path(folder_name) / "file"
             yield staging
-            self.fs.put_file(str(staging), target)
+            if isinstance(self.fs, MemoryFileSystem):
+                self.fs.pipe_file(target, staging.read_bytes())  # its put_file shows the file while it grows
+            else:
+                self.fs.put_file(str(staging), target)
 
     def delete(self, key: str) -> None:
         """Remove one file."""
@@ -191,10 +202,6 @@ class Root:
 
     def __repr__(self) -> str:
         return f"Root({self.url!r})"
-
-
-def _tail(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
 
 
 def _sync(path: Path) -> None:

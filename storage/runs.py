@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from storage.root import Root, StorageError, store_errors
-from storage.schemas import DATASETS, SCHEMA_VERSION, check_version
+from storage.schemas import DATASETS, SCHEMA_VERSION, read_record
 
 _STAGE = dict(zip(DATASETS, ("index", "index", "propose", "extract", "extract"), strict=True))
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -83,9 +83,7 @@ def read_run(root: Root, name: str | None = None) -> RunRecord:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise StorageError(f"root {root.url!r} has no run {name!r}; {hint}runs: {', '.join(known) or 'none'}")
     key = f"runs/{name}.json"
-    record = RunRecord.model_validate_json(root.read(key))
-    check_version(record.schema_version, key)
-    return record
+    return read_record(RunRecord, root.read(key), key)
 
 
 def write_run(root: Root, record: RunRecord) -> None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from storage.manifest import Manifest, read_manifest
 from storage.root import Root, open_root
 from storage.runs import dataset_record, read_run
-from storage.schemas import VERSION_KEY, check_version
+from storage.schemas import VERSION_KEY, check_version, schema
 
 
 def manifest_of(root: Root | str, dataset: str, run: str | None = None) -> Manifest:
@@ -38,6 +38,8 @@ def open(root: Root | str, dataset: str, run: str | None = None) -> ds.Dataset:
     """A ``pyarrow.dataset.Dataset`` of the committed files of a run's dataset."""
     root = _root(root)
     paths = [root.path(key) for key in manifest_of(root, dataset, run).keys]
+    if not paths:
+        return ds.dataset(schema(dataset).empty_table())
     return ds.dataset(paths, format="parquet", filesystem=root.arrow_fs())
 
 
@@ -80,14 +82,17 @@ def scan_file(
     """The row groups of one file, those of ``image_ids`` (sorted) if given."""
     with root.arrow_fs().open_input_file(root.path(key)) as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
         check_version((parquet.metadata.metadata or {}).get(VERSION_KEY.encode(), b"?").decode(), key)
+        names = None if columns is None else list(columns)
         for group in range(parquet.num_row_groups):
             first, last = _group_range(parquet.metadata, group)
             if image_ids is not None and not _any_between(image_ids, first, last):
                 continue
-            rows = parquet.read_row_group(group, columns=list(columns) if columns is not None else None)
-            if image_ids is not None and first != last:
-                rows = rows.filter(pc.field("image_id").isin(image_ids))
-            yield rows
+            if image_ids is None or first == last:
+                yield parquet.read_row_group(group, columns=names)
+                continue
+            rows = parquet.read_row_group(group, columns=names and ["image_id", *names])
+            rows = rows.filter(pc.field("image_id").isin(image_ids))
+            yield rows if names is None else rows.select(names)
 
 
 def _group_range(metadata: pq.FileMetaData, group: int) -> tuple[str, str]:

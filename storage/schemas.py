@@ -6,11 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import pyarrow as pa
+import pydantic_core
+from pydantic import BaseModel, ValidationError
 
 from storage.columns import BOX, WINDOW, vector_type
 from storage.root import StorageError
+
+_Record = TypeVar("_Record", bound=BaseModel)
 
 SCHEMA_VERSION = 1
 VERSION_KEY = "spp.schema_version"
@@ -69,6 +74,27 @@ def schema(dataset: str, dim: int | None = None, metadata: Mapping[str, str] | N
     labels = {VERSION_KEY: str(SCHEMA_VERSION), "spp.dataset": dataset}
     labels.update({f"spp.{key}": value for key, value in (metadata or {}).items()})
     return pa.schema([pa.field(n, t, nullable=False) for n, t in columns.items()], metadata=labels)
+
+
+def read_record(model: type[_Record], data: bytes, where: str) -> _Record:
+    """A JSON record. Its version is looked at first: a newer one may have other fields.
+
+    Raises StorageError: the version is newer, or this is no such record.
+    """
+    try:
+        fields = pydantic_core.from_json(data)
+        check_version(fields["schema_version"], where)
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (LookupError, TypeError):
+        reason = "no schema_version"
+    except StorageError:
+        raise
+    except ValueError as error:
+        reason = str(error)
+    raise StorageError(f"{where} is damaged: {reason}")
 
 
 def check_version(version: object, where: str) -> None:

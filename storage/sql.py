@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
+
 import duckdb
 
 from storage.manifest import read_manifest
 from storage.root import Root, StorageError
 from storage.runs import read_run
+from storage.schemas import schema
 
 
 def connect(root: Root, run: str | None = None) -> duckdb.DuckDBPyConnection:
@@ -22,12 +25,18 @@ def connect(root: Root, run: str | None = None) -> duckdb.DuckDBPyConnection:
     for dataset, entry in record.datasets.items():
         if entry.manifest is None:
             continue
+        found = True
         keys = read_manifest(root, dataset, entry.method, entry.manifest).keys
         if not keys:
+            connection.register(dataset, schema(dataset).empty_table())
             continue
-        paths = ", ".join("'" + root.url_of(key).replace("'", "''") + "'" for key in keys)
+        paths = ", ".join("'" + _pattern(root, key).replace("'", "''") + "'" for key in keys)
         connection.execute(f"create view {dataset} as select * from read_parquet([{paths}])")
-        found = True
     if not found:
         raise StorageError(f"run {record.name!r} has no complete dataset yet; `spp run` makes them")
     return connection
+
+
+def _pattern(root: Root, key: str) -> str:
+    """What DuckDB finds ``key`` by. It takes a path that does not lie on this machine for a pattern."""
+    return root.url_of(key) if root.is_local else glob.escape(root.url_of(key))
