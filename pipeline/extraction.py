@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline import pyramid
 from pipeline.bodies import Body
 from pipeline.boxes import Boxes
-from pipeline.errors import BodyError
+from pipeline.errors import BodyError, ImageError
 from pipeline.images import RGB
 from pipeline.phases import PhaseClock
 from pipeline.windows import Mapping, ScaleRule, Windows, choose_scales, fitting_scales, map_windows
@@ -61,13 +61,18 @@ class RegionExtractor:
         return self.body.spec.channels * pyramid.bin_count(self.levels)
 
     def windows(self, boxes: Boxes, height: int, width: int) -> tuple[NDArray[np.int32], Windows]:
-        """Scale and window of every box of a ``height`` x ``width`` image."""
+        """Scale and window of every box of a ``height`` x ``width`` image.
+
+        Raises ImageError for an image whose map has more than 32,767 cells along a side.
+        """
         fitting = fitting_scales(height, width, self.scales, self.max_scaled_pixels)
         scales = choose_scales(boxes, height, width, fitting, self.scale_rule)
         windows = np.empty((len(boxes), 4), np.int16)
         for scale in np.unique(scales):
             chosen = scales == scale
             map_size = self.body.spec.map_size(height, width, int(scale))
+            if max(map_size) > np.iinfo(np.int16).max:
+                raise ImageError(f"an image of {width} x {height} pixels is too long and thin for a map; cut it up")
             windows[chosen] = map_windows(
                 boxes[chosen], (height, width), int(scale), self.body.spec.geometry, map_size, self.mapping
             )
@@ -79,7 +84,7 @@ class RegionExtractor:
         ``out``: a float16 buffer of at least (N, dim) to write to; ``vectors`` is then a view of it. A fresh buffer
         costs more than the pooling, since the system has to hand out its pages.
 
-        Raises BodyError if the map is not finite in float16.
+        Raises BodyError if the map is not finite in float16, and what ``windows`` raises.
         """
         scales, windows = self.windows(boxes, image.shape[0], image.shape[1])
         vectors = np.empty((len(boxes), self.dim), np.float16) if out is None else out[: len(boxes)]
@@ -94,11 +99,11 @@ class RegionExtractor:
                     pyramid.pool(halved, windows[rows], self.levels, threads=self.threads, out=vectors, rows=rows)
             else:
                 with self.clock.phase("pool"):
+                    if not torch.isfinite(conv_map.half()).all():  # of the map: roi_pool passes over a NaN
+                        raise BodyError(_NOT_FINITE)
                     pooled = pyramid.pool_torch(conv_map, windows[rows], self.levels)
                     self._wait()
                 with self.clock.phase("transfer"):
-                    if not torch.isfinite(pooled).all():
-                        raise BodyError(_NOT_FINITE)
                     vectors[rows] = pooled.cpu().numpy()
         return RegionFeatures(scales, windows, vectors)
 

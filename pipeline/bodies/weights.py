@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle  # only for the name of the error that torch raises
 import struct
+import sys
 import urllib.error
 from pathlib import Path
 
@@ -86,9 +88,10 @@ def download_state(url: str) -> State:
     name = url.rsplit("/", 1)[-1]
     cache = os.path.join(torch.hub.get_dir(), "checkpoints")
     try:
-        return torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", check_hash=True, weights_only=True, progress=False
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # torch announces a download on standard output
+            return torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", check_hash=True, weights_only=True, progress=False
+            )
     except urllib.error.URLError as error:
         raise WeightsError(
             f"weights {name} could not be downloaded ({error.reason}); put the file into {cache}, or use "

@@ -181,19 +181,6 @@ def test_a_level_that_divides_a_finer_one_is_a_union_of_its_bins(fine, coarse):
             assert set(range(*big)) == set().union(*small[j * step : (j + 1) * step])
 
 
-def test_level_2_is_no_union_of_level_3s_bins():
-    # so it must not be taken from them: 2 cells in 3 bins are [0, 1), [0, 2), [1, 2)
-    assert bins(3, 2) == [(0, 1), (0, 2), (1, 2)]
-    small = [set(range(*b)) for b in bins(3, 4)]
-    unions = [set().union(*small[i:j]) for i in range(3) for j in range(i + 1, 4)]
-    assert set(range(*bins(2, 4)[1])) in unions
-    assert not all(
-        set(range(*big)) in [set(range(bins(3, n)[i][0], bins(3, n)[j][1])) for i in range(3) for j in range(i, 3)]
-        for n in range(1, 20)
-        for big in bins(2, n)
-    )
-
-
 def test_50_bins_are_the_papers_and_30_the_smaller_pyramids():
     assert bin_count(LEVELS) == 50
     assert bin_count((4, 3, 2, 1)) == 30
