@@ -7,7 +7,6 @@ one JSON object. Exit codes: 0 done; 1 failed; 2 usage or config; 3 done, but wi
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from jobs.errors import RunFailed, UsageError
+from jobs.printing import cell, in_bytes, in_seconds, print_json, print_quality, print_run, print_table, quality_of
 from storage.root import Root, StorageError, open_root
 from storage.runs import RunRecord, read_run
 
@@ -145,13 +143,13 @@ def plan(
             entry.method,
             f"{entry.shards_done} of {entry.shards}",
             f"{entry.images_to_do}",
-            "?" if entry.bytes is None and entry.images_to_do else _bytes(entry.bytes or 0),
-            "?" if entry.seconds is None and entry.images_to_do else _seconds(entry.seconds or 0),
+            "?" if entry.bytes is None and entry.images_to_do else in_bytes(entry.bytes or 0),
+            "?" if entry.seconds is None and entry.images_to_do else in_seconds(entry.seconds or 0),
         )
         for entry in planned
     ]
-    _table(("stage", "dataset", "method", "shards done", "images to do", "bytes", "worker seconds"), rows, 3)
-    _json(as_json, {"run": invocation.name, "root": invocation.root.url, "datasets": planning.as_json(planned)})
+    print_table(("stage", "dataset", "method", "shards done", "images to do", "bytes", "worker seconds"), rows, 3)
+    print_json(as_json, {"run": invocation.name, "root": invocation.root.url, "datasets": planning.as_json(planned)})
     return 0
 
 
@@ -178,14 +176,14 @@ def status(
             f"{e.images}",
             f"{e.failed}",
             f"{e.rows:,}",
-            _bytes(e.bytes),
-            _seconds(e.seconds),
+            in_bytes(e.bytes),
+            in_seconds(e.seconds),
         )
         for e in entries
     ]
-    _table(("stage", "dataset", "method", "state", "images", "failed", "rows", "bytes", "worker seconds"), rows, 4)
-    _quality(record)
-    _json(
+    print_table(("stage", "dataset", "method", "state", "images", "failed", "rows", "bytes", "worker seconds"), rows, 4)
+    print_quality(record)
+    print_json(
         as_json,
         {
             "run": record.name,
@@ -194,7 +192,7 @@ def status(
             "exit_code": record.exit_code,
             "error": record.error,
             "datasets": [asdict(entry) for entry in entries],
-            "quality": _quality_of(record),
+            "quality": quality_of(record),
         },
     )
     return 0
@@ -218,7 +216,7 @@ def verify(
         print(f"{dataset}: " + ("good" if not problems[dataset] else f"{len(problems[dataset])} problems"))
         for line in problems[dataset]:
             print(f"  {line}")
-    _json(as_json, {"run": record.name, "root": place.url, "problems": problems})
+    print_json(as_json, {"run": record.name, "root": place.url, "problems": problems})
     return 1 if any(problems.values()) else 0
 
 
@@ -247,10 +245,10 @@ def query(
         lines = str(error).splitlines()
         raise UsageError(f"query: {lines[0]}") from error
     shown = rows[:limit] if limit else rows
-    _table(columns, [[_cell(value) for value in row] for row in shown], len(columns))
+    print_table(columns, [[cell(value) for value in row] for row in shown], len(columns))
     if len(rows) > len(shown):
         print(f"(the first {limit} rows; --limit 0 shows all)")
-    _json(as_json, {"columns": columns, "rows": [list(row) for row in shown]})
+    print_json(as_json, {"columns": columns, "rows": [list(row) for row in shown]})
     return 0
 
 
@@ -270,7 +268,7 @@ def files(
     paths = paths_of(place, dataset, record.name)
     for path in paths:
         print(path)
-    _json(as_json, {"run": record.name, "dataset": dataset, "files": paths})
+    print_json(as_json, {"run": record.name, "dataset": dataset, "files": paths})
     return 0
 
 
@@ -280,6 +278,8 @@ def demo(
     as_json: JsonOption = False,
 ) -> int:
     """Draw a small data set, run the pipeline on it, and show what came of it."""
+    if "://" in folder:
+        raise UsageError(f"--root {folder!r}: the demo draws its pictures into a folder of this machine")
     from jobs.demo import demo as show
 
     return show(Path(folder), as_json)
@@ -297,45 +297,9 @@ def _run(
 
     invocation = _invocation(config, root, name, overrides)
     record = running.run(invocation, stages)
-    return report_run(invocation.root, record, as_json)
-
-
-def report_run(root: Root, record: RunRecord, as_json: bool) -> int:
-    """Print what a run made; returns its exit code."""
-    from jobs.run import failed_images
-
-    rows = [
-        (
-            entry.stage,
-            name,
-            "complete" if entry.manifest else "not complete",
-            f"{entry.images}",
-            f"{entry.failed}",
-            f"{entry.rows:,}",
-            _bytes(entry.bytes),
-            ", ".join(f"{phase} {_seconds(s)}" for phase, s in entry.seconds.items() if s >= 0.05),
-        )
-        for name, entry in record.datasets.items()
-    ]
-    _table(("stage", "dataset", "state", "images", "failed", "rows", "bytes", "worker seconds"), rows, 3, 7)
-    _quality(record)
-    failed = failed_images(root, record)
-    for image_id, reason in list(failed.items())[:20]:
-        print(f"failed image {image_id}: {reason}")
-    if len(failed) > 20:
-        print(f"... and {len(failed) - 20} more failed images")
-    code = record.exit_code or 0
-    _json(
-        as_json,
-        {
-            "run": record.name,
-            "root": root.url,
-            "exit_code": code,
-            "datasets": {name: entry.model_dump() for name, entry in record.datasets.items()},
-            "failed": failed,
-        },
-    )
-    return code
+    made = print_run(invocation.root, record)
+    print_json(as_json, made)
+    return int(made["exit_code"])
 
 
 def _invocation(config: str | None, root: str | None, name: str | None, overrides: list[str] | None) -> Any:
@@ -384,56 +348,3 @@ def _usage_message(error: Any) -> str:
 def _complain(message: str, code: int) -> int:
     print(f"spp: error: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def _json(wanted: bool, value: dict[str, Any]) -> None:
-    if wanted:
-        print(json.dumps(value, default=str))
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, right_until: int | None = None) -> None:
-    """A table whose first ``left`` columns are text; numbers follow up to ``right_until``."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    end = len(columns) if right_until is None else right_until
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if left <= number < end else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
-    console.print(table)
-
-
-def _quality(record: RunRecord) -> None:
-    for split, values in _quality_of(record).items():
-        if values["recall"] is not None:
-            print(
-                f"proposals on {split}: recall@0.5 {values['recall']:.3f}, MABO {values['mabo']:.3f} "
-                f"({values['objects']} objects)"
-            )
-        else:
-            print(f"proposals on {split}: no objects to measure recall with")
-
-
-def _quality_of(record: RunRecord) -> dict[str, Any]:
-    entry = record.datasets.get("proposals")
-    return entry.quality if entry else {}
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, (list, tuple)) and len(value) > 8:
-        return f"[{', '.join(_cell(v) for v in value[:4])}, ... {len(value)} values]"
-    return str(value)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"

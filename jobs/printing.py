@@ -1,0 +1,113 @@
+"""What the command line prints: tables, numbers with units, what a run made, one JSON object."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from storage.root import Root
+from storage.runs import RunRecord
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, right_until: int | None = None
+) -> None:
+    """A table whose first ``left`` columns are text; numbers follow up to ``right_until``."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    end = len(columns) if right_until is None else right_until
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if left <= number < end else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    if sys.stdout.isatty():
+        Console(highlight=False, markup=False).print(table)
+        return
+    text = io.StringIO()
+    Console(file=text, width=200, highlight=False, markup=False).print(table)
+    print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+
+
+def print_json(wanted: bool, value: dict[str, Any]) -> None:
+    """One JSON object on a line of its own, if it is ``wanted``."""
+    if wanted:
+        print(json.dumps(value, default=str))
+
+
+def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
+    """Print what a run made; returns the same as JSON values, the exit code among them."""
+    from jobs.run import failed_images
+
+    rows = [
+        (
+            entry.stage,
+            name,
+            "complete" if entry.manifest else "not complete",
+            f"{entry.images}",
+            f"{entry.failed}",
+            f"{entry.rows:,}",
+            in_bytes(entry.bytes),
+            ", ".join(f"{phase} {in_seconds(s)}" for phase, s in entry.seconds.items() if s >= 0.05),
+        )
+        for name, entry in record.datasets.items()
+    ]
+    print_table(("stage", "dataset", "state", "images", "failed", "rows", "bytes", "worker seconds"), rows, 3, 7)
+    print_quality(record)
+    failed = failed_images(root, record)
+    for image_id, reason in list(failed.items())[:20]:
+        print(f"failed image {image_id}: {reason}")
+    if len(failed) > 20:
+        print(f"... and {len(failed) - 20} more failed images")
+    return {
+        "run": record.name,
+        "root": root.url,
+        "exit_code": record.exit_code or 0,
+        "datasets": {name: entry.model_dump() for name, entry in record.datasets.items()},
+        "failed": failed,
+    }
+
+
+def print_quality(record: RunRecord) -> None:
+    """Recall and MABO of a run's proposals, a line per split."""
+    for split, values in quality_of(record).items():
+        if values["recall"] is not None:
+            print(
+                f"proposals on {split}: recall@0.5 {values['recall']:.3f}, MABO {values['mabo']:.3f} "
+                f"({values['objects']} objects)"
+            )
+        else:
+            print(f"proposals on {split}: no objects to measure recall with")
+
+
+def quality_of(record: RunRecord) -> dict[str, Any]:
+    """Split to recall and MABO; empty before proposals are complete."""
+    entry = record.datasets.get("proposals")
+    return entry.quality if entry else {}
+
+
+def cell(value: Any) -> str:
+    """A value of a query's result; of a long vector the first numbers."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)) and len(value) > 8:
+        return f"[{', '.join(cell(v) for v in value[:4])}, ... {len(value)} values]"
+    return str(value)
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes with its unit."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def in_seconds(value: float) -> str:
+    """Seconds, with a decimal while it matters."""
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
