@@ -51,6 +51,11 @@ class OpenCVSearch:
             except (BrokenPipeError, EOFError) as error:
                 self._child = None
                 raise SearchCrashed(f"OpenCV's selective search died (exit code {child.wait()})") from error
+            except BaseException:  # interrupted: the answer must not become the next image's
+                self._child = None
+                child.kill()
+                child.wait()
+                raise
         if count < 0:
             raise SearchCrashed(f"OpenCV's selective search failed: {answer.decode()}")
         return np.frombuffer(answer, np.int32).reshape(-1, 4)

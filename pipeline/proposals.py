@@ -20,6 +20,9 @@ from pipeline.errors import ProposalError
 from pipeline.images import RGB
 from pipeline.opencv_search import OpenCVSearch, SearchCrashed
 
+# `selectivesearch` runs it on floats. For good, since warnings cannot be silenced for one thread alone.
+warnings.filterwarnings("ignore", message="Applying `local_binary_pattern` to floating-point images")
+
 _search = OpenCVSearch()
 """This process's own: one call at a time."""
 
@@ -70,9 +73,7 @@ class AlpacaSelectiveSearch:
     def __call__(self, image: RGB, seed: int) -> Boxes:
         import selectivesearch
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the package runs local_binary_pattern on floats
-            _, regions = selectivesearch.selective_search(image, self.scale, self.sigma, self.min_size)
+        _, regions = selectivesearch.selective_search(image, self.scale, self.sigma, self.min_size)
         rects = np.array([region["rect"] for region in regions], np.float32).reshape(-1, 4)
         x, y, width, height = rects.T
         return np.stack([x, y, x + width + 1, y + height + 1], axis=1)
