@@ -47,8 +47,19 @@ from storage.root import Root, StorageError
 from storage.runs import DatasetRecord, RunRecord, check_run_name, read_run, run_names, write_run
 from storage.shards import Shard
 
-PRODUCER = f"spp-pipeline {metadata.version('spp-pipeline')}"
 _PACKAGES = ("spp-pipeline", "ray", "torch", "torchvision", "pyarrow", "numpy", "opencv-contrib-python-headless")
+
+
+def _version(package: str) -> str:
+    """The installed version; a submitted job may run from its working folder without being installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+PRODUCER = f"spp-pipeline {_version('spp-pipeline')}"
+"""What files and commits say they were written by."""
 
 
 def run(invocation: Invocation, stages: Sequence[str]) -> RunRecord:
@@ -308,7 +319,7 @@ def _begin(invocation: Invocation) -> RunRecord:
         name=invocation.name,
         config=invocation.config.model_dump(mode="json"),
         argv=list(invocation.argv),
-        versions={package: metadata.version(package) for package in _PACKAGES} | {"python": platform.python_version()},
+        versions={package: _version(package) for package in _PACKAGES} | {"python": platform.python_version()},
         host=socket.gethostname(),
         started=_now(),
         datasets=earlier.datasets if earlier else {},
