@@ -22,7 +22,7 @@ _GLASS = (176, 214, 232)
 
 
 class Pen:
-    """Shapes in the unit square, y down, on a transparent canvas ``FINER`` times larger than ``size`` (width, height)."""
+    """Shapes in the unit square, y down, on a transparent canvas of ``size`` (width, height) times ``FINER``."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._wide, self._high = (FINER * side for side in size)
