@@ -136,6 +136,8 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._parquet.close()  # or its destructor tries to, later and loudly
         self._file.close()
         if kind is None:
             kind, error = _NotCommitted, _NotCommitted()

@@ -1,0 +1,107 @@
+import json
+
+import pyarrow as pa
+import pytest
+from pydantic import BaseModel
+
+from storage.columns import BOX, WINDOW, vector_type
+from storage.root import StorageError
+from storage.schemas import DATASETS, SCHEMA_VERSION, check_version, read_record, schema
+
+LAYOUT = {
+    "images": "image_id uri width height splits digest",
+    "objects": "image_id object_id class_name box difficult truncated",
+    "proposals": "image_id proposal_id box method rank",
+    "features": "image_id proposal_id box scale window feature",
+    "truth_features": "image_id object_id class_name difficult box scale window feature",
+}
+"""The columns of every dataset, in order."""
+
+TYPES = {
+    "image_id": pa.string(),
+    "uri": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "splits": pa.list_(pa.field("element", pa.string(), nullable=False)),
+    "digest": pa.string(),
+    "object_id": pa.int32(),
+    "class_name": pa.string(),
+    "difficult": pa.bool_(),
+    "truncated": pa.bool_(),
+    "proposal_id": pa.int32(),
+    "method": pa.string(),
+    "rank": pa.int32(),
+    "scale": pa.int32(),
+    "box": BOX,
+    "window": WINDOW,
+    "feature": vector_type(12800),
+}
+
+
+def layout_of(dataset: str) -> pa.Schema:
+    return schema(dataset, 12800 if "feature" in LAYOUT[dataset].split() else None)
+
+
+@pytest.mark.parametrize("dataset", LAYOUT)
+def test_columns_and_types(dataset):
+    assert layout_of(dataset).names == LAYOUT[dataset].split()
+    for field in layout_of(dataset):
+        assert field.type == TYPES[field.name]
+        assert not field.nullable
+
+
+def test_the_datasets_are_in_the_order_in_which_they_come_to_be():
+    assert tuple(LAYOUT) == DATASETS
+
+
+def test_a_dim_gives_the_vector_column():
+    assert "feature" not in schema("features").names
+    assert schema("truth_features", 51200).field("feature").type == vector_type(51200)
+
+
+def test_metadata_says_what_a_file_is():
+    found = schema("features", 8, {"method": "0123456789ab", "levels": "[6, 3, 2, 1]"}).metadata
+    assert found == {
+        b"spp.schema_version": str(SCHEMA_VERSION).encode(),
+        b"spp.dataset": b"features",
+        b"spp.method": b"0123456789ab",
+        b"spp.levels": b"[6, 3, 2, 1]",
+    }
+
+
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION, str(SCHEMA_VERSION)])
+def test_a_known_version_passes(version):
+    check_version(version, "here")
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, "2", "1000", "?", "", None, "1.5", "-1"])
+def test_another_version_is_refused_by_name(version):
+    with pytest.raises(StorageError, match=r"here/x\.json has schema version .*update"):
+        check_version(version, "here/x.json")
+
+
+class Record(BaseModel):
+    schema_version: int
+    count: int
+
+
+def test_a_record_is_read():
+    assert read_record(Record, b'{"schema_version": 1, "count": 3, "more": 0}', "x") == Record(
+        schema_version=1, count=3
+    )
+
+
+def test_a_newer_record_is_refused_by_its_version_whatever_it_holds():
+    data = json.dumps({"schema_version": SCHEMA_VERSION + 1, "count": {"by": "split"}}).encode()
+    with pytest.raises(StorageError, match=rf"x\.json has schema version {SCHEMA_VERSION + 1}"):
+        read_record(Record, data, "x.json")
+
+
+DAMAGED = [b"", b"{", b"[]", b"7", b"null", b"\xff\xfe", b'{"schema_ver', b'{"count": 1}', b'{"schema_version": 1}']
+
+
+@pytest.mark.parametrize("data", DAMAGED)
+def test_a_damaged_record_is_named_in_one_line(data):
+    with pytest.raises(StorageError, match=r"^x\.json is damaged: .+") as error:
+        read_record(Record, data, "x.json")
+    assert "\n" not in str(error.value)
