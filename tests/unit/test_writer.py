@@ -1,3 +1,4 @@
+import gc
 import hashlib
 import subprocess
 import sys
@@ -292,6 +293,16 @@ def test_an_error_leaves_nothing(place, scratch):
         crash()
     assert everything_under(place) == []
     assert list(scratch.iterdir()) == []
+
+
+def test_an_abandoned_writer_says_nothing_later(place, monkeypatch):
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    with ShardWriter(place, "features", METHOD, "aa", FEATURES) as writer:
+        writer.write_image("a", feature_rows("a", 3))
+    del writer
+    gc.collect()
+    assert complaints == []
 
 
 def test_an_error_before_the_commit_record_leaves_data_that_nobody_sees(place, monkeypatch):

@@ -1,0 +1,157 @@
+import json
+import uuid
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.commits import CommitName, LedgerRow, winners
+from storage.manifest import fold, in_memory, manifest_digest, manifest_key, read_manifest
+from storage.root import StorageError, open_root
+from storage.schemas import SCHEMA_VERSION, VERSION_KEY
+from tests.stored import METHOD, commit_features, fold_winners
+
+attempts = st.text("019az-", min_size=1, max_size=3)
+contents = st.dictionaries(st.sampled_from(["00", "0a", "ff", "f0f"]), st.integers(0, 12))
+
+
+def names_of(content, attempt) -> list[CommitName]:
+    return [CommitName(shard, revision, attempt(shard)) for shard, revision in content.items()]
+
+
+def failed(image_id: str) -> LedgerRow:
+    return LedgerRow(image_id=image_id, stage="extract", type="ImageError", message=f"{image_id} is no image")
+
+
+@pytest.fixture
+def stored(place):
+    """Three shards, written in another order than that of their images."""
+    commit_features(place, "cc", {"m": 2, "n": 1})
+    commit_features(place, "aa", {"x": 3, "z": 0}, skipped=["y"])
+    commit_features(place, "bb", {"c": 4}, ledger=[failed("b"), failed("d")])
+    return place
+
+
+# --- digests ---
+
+
+@given(contents, contents, st.data())
+def test_the_digest_is_of_shards_and_revisions_and_not_of_attempts(one, other, data):
+    left = names_of(one, lambda _: data.draw(attempts))
+    right = data.draw(st.permutations(names_of(other, lambda _: data.draw(attempts))))
+    assert (manifest_digest(left) == manifest_digest(right)) == (one == other)
+
+
+def test_a_digest_never_changes():
+    """Whoever changes this makes every stored manifest unknown to its run."""
+    assert manifest_digest([CommitName("bb", 10, "x"), CommitName("aa", 2, "y")]) == "c867bba58774"
+    assert manifest_digest([]) == "e3b0c44298fc"
+
+
+def test_the_same_content_has_the_same_digest_on_another_root(place):
+    commit_features(place, "aa", {"a": 2}, attempt="late")
+    elsewhere = open_root(f"memory://{uuid.uuid4().hex}")
+    commit_features(elsewhere, "aa", {"a": 2}, attempt="early")
+    assert fold_winners(place, "features").digest == fold_winners(elsewhere, "features").digest
+
+
+# --- folding ---
+
+
+def test_shards_stand_in_the_order_of_their_images(stored):
+    table = fold_winners(stored, "features").table
+    assert table["shard"].to_pylist() == ["bb", "cc", "aa"]
+    assert table["first_image"].to_pylist() == ["b", "m", "x"]
+    assert table["last_image"].to_pylist() == ["d", "n", "z"]
+
+
+def test_totals(stored):
+    manifest = fold_winners(stored, "features")
+    assert manifest.rows == 10
+    assert manifest.images == 5
+    assert manifest.failed == 2
+    assert manifest.bytes == sum(stored.size(key) for key in manifest.keys)
+    assert {row.image_id: row.message for row in manifest.ledger} == {"b": "b is no image", "d": "d is no image"}
+
+
+def test_seconds_are_summed_by_phase(stored):
+    manifest = fold_winners(stored, "features")
+    parts = [json.loads(text)["write"] for text in manifest.table["seconds"].to_pylist()]
+    assert manifest.seconds == {"write": pytest.approx(sum(parts))}
+
+
+def test_keys_are_those_of_the_data(stored):
+    keys = fold_winners(stored, "features").keys
+    assert sorted(keys) == sorted(f"features/{METHOD}/data/{name}" for name in stored.names(f"features/{METHOD}/data"))
+    assert [key.split("/")[-1][:2] for key in keys] == ["bb", "cc", "aa"]
+
+
+def test_a_folded_manifest_can_be_read(stored):
+    made = fold_winners(stored, "features")
+    assert stored.names(f"features/{METHOD}/manifest") == [f"{made.digest}.parquet"]
+    read = read_manifest(stored, "features", METHOD, made.digest)
+    assert read.table.equals(made.table)
+    assert (read.dataset, read.method, read.digest) == ("features", METHOD, made.digest)
+
+
+def test_any_tool_can_read_a_manifest(stored):
+    made = fold_winners(stored, "features")
+    data = stored.read(manifest_key("features", METHOD, made.digest))
+    assert pq.read_table(pa.BufferReader(data)).column_names[:4] == ["shard", "revision", "attempt", "data"]
+
+
+def test_a_manifest_is_written_once(stored):
+    made = fold_winners(stored, "features")
+    before = stored.read(manifest_key("features", METHOD, made.digest))
+    commit_features(stored, "cc", {"m": 2, "n": 1}, attempt="0")  # a zombie's: it wins, with the same content
+    again = fold_winners(stored, "features")
+    assert again.digest == made.digest
+    assert again.table.equals(made.table)
+    assert stored.read(manifest_key("features", METHOD, made.digest)) == before
+
+
+def test_a_new_revision_makes_a_new_manifest_beside_the_old_one(stored):
+    old = fold_winners(stored, "features")
+    commit_features(stored, "bb", {"b": 1, "c": 4, "d": 1}, revision=1)
+    new = fold_winners(stored, "features")
+    assert new.digest != old.digest
+    assert (new.rows, new.failed) == (12, 0)
+    assert read_manifest(stored, "features", METHOD, old.digest).table.equals(old.table)
+
+
+def test_a_manifest_in_memory_writes_nothing(stored):
+    names = list(winners(stored, "features", METHOD).values())[:2]
+    seen = in_memory(stored, "features", METHOD, names)
+    assert stored.names(f"features/{METHOD}/manifest") == []
+    assert seen.table.equals(fold(stored, "features", METHOD, names).table)
+
+
+def test_a_manifest_of_nothing(place):
+    made = fold(place, "truth_features", METHOD, [])
+    assert (made.rows, made.images, made.keys, made.ledger, made.seconds) == (0, 0, [], [], {})
+    assert read_manifest(place, "truth_features", METHOD, made.digest).table.equals(made.table)
+
+
+# --- what is refused ---
+
+
+def test_a_newer_manifest_is_refused_by_name(stored):
+    made = fold_winners(stored, "features")
+    key = manifest_key("features", METHOD, made.digest)
+    sink = pa.BufferOutputStream()
+    pq.write_table(made.table.replace_schema_metadata({VERSION_KEY: str(SCHEMA_VERSION + 1)}), sink)
+    stored.write(key, sink.getvalue().to_pybytes())
+    with pytest.raises(StorageError, match=rf"{made.digest}\.parquet has schema version {SCHEMA_VERSION + 1}"):
+        read_manifest(stored, "features", METHOD, made.digest)
+
+
+def test_a_damaged_manifest_is_named(stored):
+    made = fold_winners(stored, "features")
+    key = manifest_key("features", METHOD, made.digest)
+    stored.write(key, stored.read(key)[:-9])
+    with pytest.raises(StorageError, match=rf"{made.digest}\.parquet is damaged"):
+        read_manifest(stored, "features", METHOD, made.digest)
+    stored.delete(key)
+    assert fold_winners(stored, "features").table.equals(made.table)

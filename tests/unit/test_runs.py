@@ -1,0 +1,146 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.root import StorageError, open_root
+from storage.runs import DatasetRecord, RunRecord, check_run_name, dataset_record, read_run, run_names, write_run
+from storage.schemas import SCHEMA_VERSION
+
+FULL = RunRecord(
+    name="voc2007",
+    config={"features": {"body": "alexnet", "scales": [480, 688]}},
+    argv=["spp", "run"],
+    versions={"torch": "2.15.0"},
+    host="here",
+    started="2026-01-01T00:00:00+00:00",
+    finished="2026-01-01T00:01:00+00:00",
+    status="failed",
+    exit_code=1,
+    error="no space",
+    datasets={
+        "features": DatasetRecord(
+            stage="extract", method="0123456789ab", manifest="ba9876543210", shards=3, seconds={"conv": 1.5}
+        ),
+        "proposals": DatasetRecord(stage="propose", method="0123456789ab"),
+    },
+)
+
+
+def test_a_run_comes_back_as_it_was_written(place):
+    write_run(place, FULL)
+    assert place.names("runs") == ["voc2007.json"]
+    assert read_run(place, "voc2007") == FULL
+    assert FULL.schema_version == SCHEMA_VERSION
+
+
+def test_a_run_is_replaced(place):
+    write_run(place, RunRecord(name="a", status="running", error="x" * 1000))
+    write_run(place, RunRecord(name="a", status="done", exit_code=0))
+    assert read_run(place, "a") == RunRecord(name="a", status="done", exit_code=0)
+    assert run_names(place) == ["a"]
+
+
+def test_the_only_run_needs_no_name(place):
+    write_run(place, RunRecord(name="a"))
+    assert read_run(place).name == "a"
+
+
+def test_of_several_runs_one_must_be_named(place):
+    write_run(place, RunRecord(name="b"))
+    write_run(place, RunRecord(name="a"))
+    with pytest.raises(StorageError, match="there are a, b; choose one with --run"):
+        read_run(place)
+    assert read_run(place, "b").name == "b"
+
+
+def test_a_root_without_runs_says_so(place):
+    assert run_names(place) == []
+    with pytest.raises(StorageError, match="there is no run yet"):
+        read_run(place)
+    with pytest.raises(StorageError, match="has no run 'a'; runs: none"):
+        read_run(place, "a")
+
+
+def test_a_misspelt_run_is_answered_with_the_nearest(place):
+    for name in ("voc2007", "raccoon"):
+        write_run(place, RunRecord(name=name))
+    with pytest.raises(StorageError, match=r"no run 'voc2008'; did you mean 'voc2007'\? runs: raccoon, voc2007"):
+        read_run(place, "voc2008")
+
+
+def test_other_files_beside_runs_are_passed_over(place):
+    write_run(place, RunRecord(name="a"))
+    place.write("runs/notes.txt", b"")
+    place.write("runs/.b.json.1f.tmp", b"")
+    assert run_names(place) == ["a"]
+
+
+def test_a_root_that_cannot_be_read_says_so(tmp_path, monkeypatch):
+    root = open_root(str(tmp_path))
+
+    def outage(*args, **kwargs):
+        raise PermissionError("keep out")
+
+    monkeypatch.setattr(root.fs, "ls", outage)
+    with pytest.raises(StorageError, match=r"cannot be read: keep out"):
+        read_run(root)
+
+
+def test_a_newer_run_is_refused_by_name(place):
+    fields = {"schema_version": SCHEMA_VERSION + 1, "name": ["a"], "datasets": []}
+    place.write("runs/a.json", json.dumps(fields).encode())
+    with pytest.raises(StorageError, match=rf"runs/a\.json has schema version {SCHEMA_VERSION + 1}"):
+        read_run(place, "a")
+
+
+def test_a_damaged_run_is_named(place):
+    place.write("runs/a.json", FULL.model_dump_json().encode()[:200])
+    with pytest.raises(StorageError, match=r"runs/a\.json is damaged"):
+        read_run(place)
+
+
+@pytest.mark.parametrize("name", ["a", "VOC2007", "0", "a.b-c_d", "a..b"])
+def test_names_of_runs(name):
+    check_run_name(name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".a", "-a", "a/b", "a\\b", "a b", "ü", "a\n", "a%"])
+def test_other_names_are_refused_and_written_nowhere(place, name):
+    with pytest.raises(StorageError, match="run name"):
+        write_run(place, RunRecord(name=name))
+    assert run_names(place) == []
+
+
+@given(st.text(max_size=6))
+def test_a_run_with_an_allowed_name_can_be_found_again(name):
+    root = open_root("memory://runs-of-any-name")
+    try:
+        write_run(root, RunRecord(name=name))
+    except StorageError:
+        return
+    assert read_run(root, name).name == name
+    assert run_names(root) == [name]
+    root.delete(f"runs/{name}.json")
+
+
+# --- datasets of a run ---
+
+
+def test_a_complete_dataset_is_given():
+    assert dataset_record(FULL, "features").manifest == "ba9876543210"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "verb"),
+    [("proposals", "propose"), ("images", "index"), ("objects", "index"), ("truth_features", "extract")],
+)
+def test_an_incomplete_dataset_names_the_verb_that_makes_it(dataset, verb):
+    with pytest.raises(StorageError, match=f"run 'voc2007' has no complete dataset '{dataset}' yet; `spp {verb}`"):
+        dataset_record(FULL, dataset)
+
+
+def test_an_unknown_dataset_is_answered_with_the_nearest():
+    with pytest.raises(StorageError, match=r"no dataset 'feature'; did you mean 'features'\? datasets: images, "):
+        dataset_record(FULL, "feature")
