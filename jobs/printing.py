@@ -87,7 +87,7 @@ def print_quality(record: RunRecord) -> None:
 def quality_of(record: RunRecord) -> dict[str, Any]:
     """Split to recall and MABO; empty before proposals are complete."""
     entry = record.datasets.get("proposals")
-    return entry.quality if entry else {}
+    return entry.quality.get("splits", {}) if entry else {}
 
 
 def cell(value: Any) -> str:

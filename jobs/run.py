@@ -14,6 +14,7 @@ import platform
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
@@ -107,9 +108,10 @@ def _index(invocation: Invocation, record: RunRecord) -> Index:
         raise UsageError(f"dataset: the splits {', '.join(config.dataset.splits)} have no usable image{reason}")
     for row in index.ledger:
         _say(f"{'failed' if row.level == 'failed' else 'note'}: image {row.image_id}: {row.message}")
-    for tile in rows:
-        for commit in publish_tile(root, method, tile, done):
-            done[commit.dataset][commit.shard] = commit.name
+    with ThreadPoolExecutor(config.execution.index_threads) as writers:
+        for commits in writers.map(lambda tile: publish_tile(root, method, tile, done), rows):
+            for commit in commits:
+                done[commit.dataset].setdefault(commit.shard, commit.name)
     for dataset in DATASETS_OF["index"]:
         keys = [tile_shards(tile)[dataset] for tile in rows]
         manifest = fold(root, dataset, method, [done[dataset][key] for key in dict.fromkeys(keys)])
@@ -123,6 +125,7 @@ def _map_stages(invocation: Invocation, record: RunRecord, index: Index, stages:
     config, root = invocation.config, invocation.root
     body = load_body(config.features) if "extract" in stages else None
     datasets = planned_datasets(config, index, record.datasets["images"].method, body)
+    earlier = record.datasets.get("proposals")
     surveys: dict[str, Survey] = {}
     for dataset in datasets:
         upstream = surveys[dataset.upstream.name].done if dataset.upstream else None
@@ -150,10 +153,20 @@ def _map_stages(invocation: Invocation, record: RunRecord, index: Index, stages:
         for found in chosen:
             _settle(root, record, found.dataset)
         write_run(root, record)
-    proposals = record.datasets.get("proposals")
-    if "propose" in stages and proposals is not None and proposals.manifest is not None:
-        proposals.quality = measure_proposals(root, record, index)
-        write_run(root, record)
+    if "propose" in stages:
+        _measure(root, record, index, earlier)
+
+
+def _measure(root: Root, record: RunRecord, index: Index, earlier: DatasetRecord | None) -> None:
+    """Recall and MABO of the proposals, unless the same were measured against the same objects before."""
+    proposals, objects = record.datasets.get("proposals"), record.datasets["objects"].manifest
+    if proposals is None or proposals.manifest is None:
+        return
+    if earlier and earlier.manifest == proposals.manifest and earlier.quality.get("objects") == objects:
+        proposals.quality = earlier.quality
+    else:
+        proposals.quality = {"objects": objects, "splits": measure_proposals(root, record, index)}
+    write_run(root, record)
 
 
 def _make(
