@@ -90,34 +90,61 @@ class RegionExtractor:
         vectors = np.empty((len(boxes), self.dim), np.float16) if out is None else out[: len(boxes)]
         for scale in np.unique(scales):
             rows = np.flatnonzero(scales == scale)
-            with self.clock.phase("conv"):
-                conv_map = self.body.conv_map(image, int(scale))
-                self._wait()
+            conv_map = self._conv_map(image, int(scale))
             if self.body.device.type == "cpu":
                 with self.clock.phase("pool"):
-                    halved = _half(conv_map)
+                    halved = pyramid.half(conv_map.permute(1, 2, 0).numpy())
                     pyramid.pool(halved, windows[rows], self.levels, threads=self.threads, out=vectors, rows=rows)
             else:
+                self._pool_on_device(conv_map, windows[rows], rows, vectors)
+        return RegionFeatures(scales, windows, vectors)
+
+    def conv_maps(self, image: RGB, scales: NDArray[np.int32]) -> dict[int, NDArray[np.float16]]:
+        """The rounded conv maps (height, width, channels) of the different ``scales``, ascending.
+
+        ``pyramid.pool`` of these gives the vectors that a call gives, bit for bit. Raises BodyError as a call does.
+        """
+        maps = {}
+        for scale in np.unique(scales):
+            conv_map = self._conv_map(image, int(scale))
+            with self.clock.phase("transfer"):
+                maps[int(scale)] = pyramid.half(conv_map.permute(1, 2, 0).cpu().numpy())
+        return maps
+
+    def _conv_map(self, image: RGB, scale: int) -> torch.Tensor:
+        """The map in float16 on its device, checked to be finite."""
+        with self.clock.phase("conv"):
+            conv_map = self.body.conv_map(image, scale).half()
+            # of the map, not of what is pooled: torchvision's roi_pool passes over a NaN
+            if not torch.isfinite(conv_map).all():
+                raise BodyError(
+                    "the conv map is not finite in float16 (values beyond 65,504, or NaN); use other weights"
+                )
+            self._wait()
+        return conv_map
+
+    def _pool_on_device(
+        self, conv_map: torch.Tensor, windows: Windows, rows: NDArray[np.intp], out: NDArray[np.float16]
+    ) -> None:
+        """Pool on a GPU, in batches of windows that are halved while they do not fit into its memory."""
+        batch, start = len(windows), 0
+        while start < len(windows):
+            part = slice(start, start + batch)
+            try:
                 with self.clock.phase("pool"):
-                    if not torch.isfinite(conv_map.half()).all():  # of the map: roi_pool passes over a NaN
-                        raise BodyError(_NOT_FINITE)
-                    pooled = pyramid.pool_torch(conv_map, windows[rows], self.levels)
+                    pooled = pyramid.pool_torch(conv_map, windows[part], self.levels)
                     self._wait()
                 with self.clock.phase("transfer"):
-                    vectors[rows] = pooled.cpu().numpy()
-        return RegionFeatures(scales, windows, vectors)
+                    out[rows[part]] = pooled.cpu().numpy()
+            except torch.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                batch //= 2
+                torch.cuda.empty_cache()
+                continue
+            start += batch
 
     def _wait(self) -> None:
         """Kernels on a GPU run behind; without this the phases' seconds would be those of whoever waits."""
         if self.body.device.type == "cuda":
             torch.cuda.synchronize(self.body.device)
-
-
-_NOT_FINITE = "the conv map is not finite in float16 (values beyond 65,504, or NaN); use other weights for the body"
-
-
-def _half(conv_map: torch.Tensor) -> NDArray[np.float16]:
-    try:
-        return pyramid.half(conv_map.permute(1, 2, 0).half().numpy())
-    except ValueError as error:
-        raise BodyError(_NOT_FINITE) from error
