@@ -8,7 +8,7 @@ from storage.identity import sha256
 from storage.manifest import manifest_key
 from storage.runs import DatasetRecord
 from storage.schemas import schema
-from tests.stored import FEATURES, METHOD, commit_features, commit_images, feature_rows, publish_run, store_run
+from tests.stored import METHOD, commit_features, commit_images, feature_rows, publish_run, store_run
 
 
 @pytest.fixture
@@ -191,4 +191,3 @@ def test_the_winner_alone_is_looked_at(stored):
     assert winners(stored, "features", METHOD)["aa"] != CommitName("aa", 0, "zz")
     stored.write(f"features/{METHOD}/{commit.data}", b"")
     assert problems(stored) == []
-    assert FEATURES.names[0] == "image_id"
