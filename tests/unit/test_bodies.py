@@ -1,12 +1,13 @@
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.models import alexnet
+from torchvision.models import AlexNet_Weights, alexnet
 from torchvision.transforms.functional import normalize
 
 from pipeline.bodies import BODIES, Body, load_state, weights_digest
@@ -130,7 +131,43 @@ def test_alexnet_is_torchvisions_up_to_conv5s_relu(bodies):
     assert isinstance(peer.features[12], nn.MaxPool2d)
 
 
+def test_alexnet_takes_what_torchvision_trained_it_on(bodies):
+    preset = AlexNet_Weights.IMAGENET1K_V1.transforms()
+    image = noise(64, 80)
+    expected = normalize(torch.from_numpy(image).permute(2, 0, 1) / 255, preset.mean, preset.std)
+    torch.testing.assert_close(bodies["alexnet"].preprocess(image)[0], expected)
+
+
 # --- efficientnet_lite0 ---
+
+
+def test_efficientnet_lite_takes_minus_1_to_1(bodies):
+    """(value - 127) / 128 in every channel, as its authors trained it."""
+    for value in (0, 127, 255):
+        batch = bodies["efficientnet_lite0"].preprocess(np.full((16, 16, 3), value, np.uint8))
+        assert (batch == (value - 127) / 128).all()
+
+
+def test_efficientnets_input_is_a_multiple_of_16_and_its_map_a_cell_for_each():
+    for n in range(1, 200):
+        assert EFFICIENTNET_LITE0.padded_length(n) == 16 * math.ceil(n / 16)
+        assert EFFICIENTNET_LITE0.map_length(n) == math.ceil(n / 16)
+
+
+def test_efficientnets_strided_convolutions_are_padded_as_tensorflow_pads():
+    """SAME padding of an even length: (kernel - 2) // 2 before, the rest behind. An impulse on pixel 0 shows it."""
+    network = EfficientNetLite0Body(dilated=False)
+    strided = [(network.pad, network._conv_stem)]
+    strided += [(block.pad, block._depthwise_conv) for block in network._blocks]
+    strided = [(pad, conv) for pad, conv in strided if conv.stride == (2, 2)]
+    assert [conv.kernel_size[0] for _, conv in strided] == [3, 3, 5, 3, 5]
+    for pad, conv in strided:
+        impulse = torch.zeros(1, conv.in_channels, 8, 8)
+        impulse[:, :, 0, 0] = 1
+        before = (conv.kernel_size[0] - 2) // 2
+        found = conv(pad(impulse))
+        assert found.shape[2:] == (4, 4)
+        torch.testing.assert_close(found[0, :, 0, 0], conv.weight[:, :, before, before].sum(1))
 
 
 def test_fused_batch_norms_change_nothing_but_the_last_digits():

@@ -233,16 +233,19 @@ def test_the_area_rule_takes_the_scale_whose_area_is_closest_to_224_squared(case
 def test_the_released_rule_takes_the_scale_nearest_to_208_short_sides_per_side(case):
     height, width, boxes = case
     found = choose_scales(as_boxes(boxes), height, width, RELEASED_SCALES, "linear208")
+    every = tuple(range(1, 2001))  # among these the rounding shows
+    rounded = choose_scales(as_boxes(boxes), height, width, every, "linear208")
     short = min(height, width)
-    for (x1, y1, x2, y2), scale in zip(boxes, found.tolist(), strict=True):
+    for (x1, y1, x2, y2), scale, nearest in zip(boxes, found.tolist(), rounded.tolist(), strict=True):
         pixels = (x2 - x1) * (y2 - y1)
         if pixels == 0:
-            assert scale == RELEASED_SCALES[-1]
+            assert (scale, nearest) == (RELEASED_SCALES[-1], every[-1])
             continue
         # the largest e with e - 1/2 <= 208 short / sqrt(pixels), in whole numbers
         expected = (math.isqrt((2 * 208 * short) ** 2 // pixels) + 1) // 2
         assert (2 * expected - 1) ** 2 * pixels <= (2 * 208 * short) ** 2 < (2 * expected + 1) ** 2 * pixels
         assert scale == min(RELEASED_SCALES, key=lambda s: (abs(s - expected), s))
+        assert nearest == min(expected, every[-1])
 
 
 @pytest.mark.parametrize(
