@@ -236,8 +236,8 @@ def query(
     from storage.sql import connect
 
     place, record = _recorded(config, root, run_name, set_)
-    connection = connect(place, record.name)
     try:
+        connection = connect(place, record.name)
         cursor = connection.execute(sql)
         columns = [column[0] for column in cursor.description or ()]
         rows = cursor.fetchmany(limit + 1) if limit else cursor.fetchall()

@@ -14,7 +14,7 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.commits import Commit, CommitName, LedgerRow, read_commits
+from storage.commits import Commit, CommitName, LedgerRow, commit_key, read_commits
 from storage.identity import METHOD_LENGTH, digest
 from storage.root import Root, StorageError
 from storage.schemas import SCHEMA_VERSION, VERSION_KEY, check_version
@@ -72,6 +72,11 @@ class Manifest:
         """Keys of the data files under the root."""
         return [f"{self.dataset}/{self.method}/{data}" for data in self.table["data"].to_pylist()]
 
+    @property
+    def names(self) -> list[CommitName]:
+        """The commits that it stands for."""
+        return [CommitName(*row.values()) for row in self.table.select(["shard", "revision", "attempt"]).to_pylist()]
+
     @cached_property
     def ledger(self) -> list[LedgerRow]:
         """Every ledger row."""
@@ -99,11 +104,16 @@ def manifest_digest(names: Iterable[CommitName]) -> str:
 
 
 def fold(root: Root, dataset: str, method: str, names: Sequence[CommitName]) -> Manifest:
-    """The manifest of the commits ``names``, read from its file or made and published."""
+    """The manifest of the commits ``names``, read from its file or made and published.
+
+    One that names a commit which is there no more is made anew: that of a damaged shard was removed to have it redone.
+    """
     ident = manifest_digest(names)
     key = manifest_key(dataset, method, ident)
     if root.exists(key):
-        return read_manifest(root, dataset, method, ident)
+        manifest = read_manifest(root, dataset, method, ident)
+        if all(root.exists(commit_key(dataset, method, name)) for name in set(manifest.names) - set(names)):
+            return manifest
     manifest = in_memory(root, dataset, method, names)
     buffer = io.BytesIO()
     pq.write_table(manifest.table, buffer, compression="zstd")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.commits import CommitName, LedgerRow, winners
+from storage.commits import CommitName, LedgerRow, commit_key, winners
 from storage.manifest import fold, in_memory, manifest_digest, manifest_key, read_manifest
 from storage.root import StorageError, open_root
 from storage.schemas import SCHEMA_VERSION, VERSION_KEY
@@ -119,6 +119,18 @@ def test_a_new_revision_makes_a_new_manifest_beside_the_old_one(stored):
     assert new.digest != old.digest
     assert (new.rows, new.failed) == (12, 0)
     assert read_manifest(stored, "features", METHOD, old.digest).table.equals(old.table)
+
+
+def test_a_manifest_is_made_anew_when_a_commit_that_it_names_was_removed(stored):
+    """A damaged shard is redone by removing its commit; the manifest must not stay with the damaged file."""
+    lost = commit_features(stored, "dd", {"x": 2})
+    old = fold_winners(stored, "features")
+    stored.delete(commit_key("features", METHOD, lost.name))
+    redone = commit_features(stored, "dd", {"x": 2})
+    new = fold_winners(stored, "features")
+    assert new.digest == old.digest
+    assert (lost.name in old.names, lost.name in new.names, redone.name in new.names) == (True, False, True)
+    assert read_manifest(stored, "features", METHOD, old.digest).table.equals(new.table)
 
 
 def test_a_manifest_in_memory_writes_nothing(stored):
