@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
 from pipeline.errors import ImageError
-from pipeline.images import MAX_PIXELS, decode_image, image_size
+from pipeline.images import FORMATS, MAX_PIXELS, decode_image, image_size
 
 
 def photograph(height=24, width=31):
@@ -155,7 +155,7 @@ def test_bytes_that_are_no_photograph_are_an_image_error(data):
             read(data)
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "BMP"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "BMP", "WEBP", *({"AVIF"} & {*FORMATS})])
 def test_a_truncated_file_is_an_image_error(format):
     data = encoded(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8), format)
     for share in (0.5, 0.9):
@@ -188,6 +188,7 @@ _SEEDS = [
     encoded(_RGB, "TIFF", compression="tiff_deflate"),
     encoded(_RGB, "WEBP"),
     encoded(_RGB, "PPM"),
+    *([encoded(_RGB, "AVIF")] if "AVIF" in FORMATS else []),
 ]
 
 

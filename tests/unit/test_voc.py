@@ -99,7 +99,9 @@ def test_objects_stay_in_order_with_their_flags():
     assert found.truncated == (False, True, False)
 
 
-@pytest.mark.parametrize(("text", "flag"), [("0", False), ("1", True), ("", False), (" 0 ", False), ("\n1\n", True)])
+@pytest.mark.parametrize(
+    ("text", "flag"), [("0", False), ("1", True), ("", False), (" ", False), (" 0 ", False), ("\n1\n", True)]
+)
 def test_a_flag_is_what_its_text_says(text, flag):
     assert parse(an_object(difficult=text, truncated=text)).difficult == (flag,)
     assert parse(an_object(difficult=text, truncated=text)).truncated == (flag,)
@@ -158,6 +160,11 @@ def test_entity_bombs_are_refused_before_they_go_off():
     bomb = f'<!DOCTYPE lolz [<!ENTITY lol0 "lol">{lols}]>'
     with pytest.raises(AnnotationError, match="not valid XML"):
         parse(an_object("&lol11;"), head=bomb)
+
+
+def test_an_entity_of_its_own_is_refused_however_small():
+    with pytest.raises(AnnotationError, match="not valid XML"):
+        parse(an_object("&x;"), head='<!DOCTYPE a [<!ENTITY x "dog">]>')
 
 
 def test_external_entities_are_refused_unread(tmp_path):
