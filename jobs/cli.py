@@ -78,9 +78,22 @@ def run(
     """Every stage that is not done yet, up to --until STAGE."""
     from jobs.stages import STAGES
 
-    if until not in STAGES:
-        raise UsageError(f"--until {until!r}: the stages are {', '.join(STAGES)}")
-    return _run(config, root, run_name, set_, STAGES[: STAGES.index(until) + 1], as_json)
+    return _run(config, root, run_name, set_, _stages_until(until, STAGES), as_json)
+
+
+@app.command()
+def retry(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    until: UntilOption = "extract",
+    as_json: JsonOption = False,
+) -> int:
+    """Try failed images again; what follows from them is redone, nothing else."""
+    from jobs.stages import STAGES
+
+    return _run(config, root, run_name, set_, _stages_until(until, STAGES), as_json, again=True)
 
 
 @app.command()
@@ -132,10 +145,9 @@ def plan(
     from jobs import plan as planning
     from jobs.stages import STAGES
 
-    if until not in STAGES:
-        raise UsageError(f"--until {until!r}: the stages are {', '.join(STAGES)}")
+    stages = _stages_until(until, STAGES)
     invocation = _invocation(config, root, run_name, set_)
-    planned = planning.plan(invocation, STAGES[: STAGES.index(until) + 1])
+    planned = planning.plan(invocation, stages)
     rows = [
         (
             entry.stage,
@@ -242,8 +254,13 @@ def query(
         columns = [column[0] for column in cursor.description or ()]
         rows = cursor.fetchmany(limit + 1) if limit else cursor.fetchall()
     except duckdb.Error as error:
-        lines = str(error).splitlines()
-        raise UsageError(f"query: {lines[0]}") from error
+        hint = ""
+        if "windows" in record.datasets and "features" not in record.datasets and "feature" in sql:
+            hint = (
+                "; this run stores features as conv maps, without the column feature: "
+                "spp extract --set features.store=vectors makes vectors of them"
+            )
+        raise UsageError(f"query: {str(error).splitlines()[0]}{hint}") from error
     shown = rows[:limit] if limit else rows
     print_table(columns, [[cell(value) for value in row] for row in shown], len(columns))
     if len(rows) > len(shown):
@@ -285,6 +302,12 @@ def demo(
     return show(Path(folder), as_json)
 
 
+def _stages_until(last: str, stages: Sequence[str]) -> Sequence[str]:
+    if last not in stages:
+        raise UsageError(f"--until {last!r}: the stages are {', '.join(stages)}")
+    return stages[: stages.index(last) + 1]
+
+
 def _run(
     config: str | None,
     root: str | None,
@@ -292,11 +315,12 @@ def _run(
     overrides: list[str] | None,
     stages: Sequence[str],
     as_json: bool,
+    again: bool = False,
 ) -> int:
     from jobs import run as running
 
     invocation = _invocation(config, root, name, overrides)
-    record = running.run(invocation, stages)
+    record = running.run(invocation, stages, again)
     made = print_run(invocation.root, record)
     print_json(as_json, made)
     return int(made["exit_code"])

@@ -40,7 +40,10 @@ class ExecutionConfig(Settings):
     backoff: float = Field(1.0, ge=0)
     """Seconds before the first repetition; doubled for each further one."""
     max_deaths: int = Field(3, ge=1)
-    """How many workers a shard may bring down before the run stops."""
+    """How many workers a shard may bring down before its images are tried one by one, and an image alone before it
+    goes to the ledger."""
+    shard_deadline: float = Field(3600, gt=0)
+    """Seconds after which a worker that still has the same shard is taken to hang, and is ended."""
     max_failed: float = Field(0.01, ge=0, le=1)
     """Share of failed images, looked at from 50 images on, above which the run stops."""
     max_failed_ok: int = Field(0, ge=0)

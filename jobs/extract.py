@@ -8,7 +8,7 @@ neither through Ray's object store nor through the driver. The actor is in ``job
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from jobs.errors import UsageError
 from jobs.imagefile import ImageFile
 from jobs.settings import Settings
+from jobs.trial import Trial
 from storage.commits import CommitName, Upstream
 from storage.identity import method_id
 from storage.root import Root
@@ -50,6 +51,8 @@ class FeaturesConfig(Settings):
     """Levels of the spatial pyramid, in the order of the vector."""
     max_scaled_pixels: int = Field(1200 * 2400, ge=4096)
     """Larger scaled images are taken at the largest smaller size that fits."""
+    store: Literal["vectors", "maps"] = "vectors"
+    """vectors: a row per window, to query; maps: the conv maps, 6 to 40 times smaller, pooled while they are read."""
 
     @field_validator("scales")
     @classmethod
@@ -66,9 +69,9 @@ class FeaturesConfig(Settings):
         return levels
 
     def identity(self) -> dict[str, Any]:
-        """Without the weights, whose digest stands for them, however they were named."""
+        """Without the weights, whose digest stands for them, and the store: both hold the same numbers."""
         values = super().identity()
-        del values["weights"], values["seed"]
+        del values["weights"], values["seed"], values["store"]
         return values
 
 
@@ -129,13 +132,15 @@ def file_metadata(config: FeaturesConfig, body: LoadedBody, method: str, produce
 
 @dataclass(frozen=True)
 class ExtractShard:
-    """All that an actor needs to know of its shard.
+    """All that a worker needs to know of its shard.
 
-    ``proposals``: the commit of the proposals to pool, for ``features``. ``objects``: the ground truth, columns as in
-    the objects dataset, for ``truth_features``.
+    ``proposals``: the commit of the proposals to pool, for ``features`` and ``windows`` (with which ``maps`` are
+    made). ``objects``: the ground truth, columns as in the objects dataset, for ``truth_features``. ``windows``: the
+    commit of the windows to make vectors of with those of ``maps``, where neither image nor body is needed.
+    ``dim``: length of the vectors.
     """
 
-    dataset: Literal["features", "truth_features"]
+    dataset: Literal["features", "windows", "truth_features"]
     method: str
     shard: str
     revision: int
@@ -144,6 +149,10 @@ class ExtractShard:
     proposals: CommitName | None = None
     proposals_method: str = ""
     objects: pa.Table | None = None
+    windows: CommitName | None = None
+    maps: CommitName | None = None
+    dim: int = 0
+    trial: Trial = field(default_factory=Trial)
 
     def upstream(self) -> tuple[Upstream, ...]:
         """What the shard's commit names as its source."""

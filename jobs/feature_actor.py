@@ -10,8 +10,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import cv2
 import numpy as np
@@ -19,17 +20,18 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from jobs.earlier import Earlier
 from jobs.extract import ActorSettings, ExtractShard
 from jobs.imagefile import ImageFile, read_image
 from pipeline import pyramid
 from pipeline.bodies import BODIES, Body
 from pipeline.boxes import Boxes
 from pipeline.errors import ContentError
-from pipeline.extraction import RegionExtractor, RegionFeatures
+from pipeline.extraction import RegionExtractor
 from pipeline.images import RGB
 from pipeline.phases import PhaseClock
-from storage.columns import box_column, boxes_of, vector_column, window_column
-from storage.commits import Commit, LedgerRow, data_key, read_commits
+from storage.columns import box_column, boxes_of, map_column, vector_column, window_column
+from storage.commits import Commit, data_key, read_commits
 from storage.scan import scan_file
 from storage.schemas import VECTOR_COLUMN, schema
 from storage.writer import ShardWriter
@@ -63,29 +65,32 @@ class FeatureActor:
         for _ in range(_BUFFERS):
             self._buffers.put(np.empty((0, self._extractor.dim), np.float16))
 
-    def ready(self) -> bool:
-        """Answers once the body is loaded."""
-        return True
-
-    def extract(self, work: ExtractShard) -> Commit:
-        """Make and commit one shard."""
+    def extract(self, work: ExtractShard) -> Commit | None:
+        """Make one shard and commit it (in a trial of one image alone: make it, and leave nothing)."""
         clock = PhaseClock()
+        root, trial = self._settings.root, work.trial
+        earlier = Earlier(root, work.method, trial)
         boxes, columns, skipped = self._boxes(work, clock)
-        ledger: list[LedgerRow] = []
-        layout = schema(work.dataset, self._extractor.dim, work.metadata)
-        writer = ShardWriter(self._settings.root, work.dataset, work.method, work.shard, layout, revision=work.revision)
-        with ThreadPoolExecutor(1) as encoder, writer:
+        ledger = trial.ledger("extract")
+        files = [file for file in trial.images(work.images) if file.image_id not in skipped]
+        with ThreadPoolExecutor(1) as encoder, ExitStack() as stack:
+            writers = [stack.enter_context(writer) for writer in self._writers(work)]
             pending: deque[Future[None]] = deque()
             try:
-                for file, image in self._decoded(work, boxes, skipped, clock):
-                    try:
-                        features, buffer = self._features(image, boxes[file.image_id], clock)
-                    except ContentError as error:
-                        ledger.append(file.ledger_row("extract", error))
-                        continue
-                    table = _rows(layout, columns[file.image_id], features)
-                    pending.append(encoder.submit(self._encode, writer, file.image_id, table, buffer, clock))
-                    del table, features
+                for file, image in self._decoded(files, boxes, earlier.images, clock):
+                    buffer = None
+                    if file.image_id in earlier.images:
+                        tables = [earlier.rows(writer.dataset, file.image_id) for writer in writers]
+                    else:
+                        try:
+                            tables, buffer = self._rows(
+                                work, image, boxes[file.image_id], columns[file.image_id], clock
+                            )
+                        except ContentError as error:
+                            ledger.append(file.ledger_row("extract", error))
+                            continue
+                    pending.append(encoder.submit(self._encode, writers, file.image_id, tables, buffer, clock))
+                    del tables, buffer
                     while pending and (pending[0].done() or len(pending) >= _BUFFERS):
                         pending.popleft().result()
             finally:
@@ -93,13 +98,33 @@ class FeatureActor:
                     future.exception()  # the buffers must be back before an error goes on
             for future in pending:
                 future.result()
-            return writer.commit(
-                ledger=ledger,
-                skipped=skipped,
-                upstream=work.upstream(),
-                seconds=clock.seconds,
-                producer=self._settings.producer,
+            if trial.alone is not None:
+                return None
+            for writer in writers:  # the maps before the windows, whose commit says that both are there
+                commit = writer.commit(
+                    ledger=ledger,
+                    skipped=skipped,
+                    upstream=work.upstream(),
+                    seconds=clock.seconds if writer is writers[-1] else {},
+                    producer=self._settings.producer,
+                )
+            return commit
+
+    def _writers(self, work: ExtractShard) -> list[ShardWriter]:
+        """The files of a shard: features alone, or maps and windows."""
+        names = ["maps", "windows"] if work.dataset == "windows" else [work.dataset]
+        dims = {"features": self._extractor.dim, "truth_features": self._extractor.dim}
+        return [
+            ShardWriter(
+                self._settings.root,
+                name,
+                work.method,
+                work.shard,
+                schema(name, dims.get(name), work.metadata),
+                revision=work.revision,
             )
+            for name in names
+        ]
 
     def _boxes(
         self, work: ExtractShard, clock: PhaseClock
@@ -123,13 +148,13 @@ class FeatureActor:
         return {image_id: boxes_of(table["box"]) for image_id, table in tables.items()}, tables, skipped
 
     def _decoded(
-        self, work: ExtractShard, boxes: Mapping[str, Boxes], skipped: tuple[str, ...], clock: PhaseClock
+        self, files: Sequence[ImageFile], boxes: Mapping[str, Boxes], known: Collection[str], clock: PhaseClock
     ) -> Iterator[tuple[ImageFile, RGB | ContentError]]:
-        """The images in order, decoded ahead by threads. An image without boxes is not read."""
+        """The images in order, decoded ahead by threads. One without boxes, or ``known`` already, is not read."""
         settings = self._settings
 
         def load(file: ImageFile) -> RGB | ContentError:
-            if len(boxes[file.image_id]) == 0:
+            if len(boxes[file.image_id]) == 0 or file.image_id in known:
                 return np.zeros((1, 1, 3), np.uint8)
             with clock.phase("decode"):
                 try:
@@ -139,13 +164,10 @@ class FeatureActor:
 
         with ThreadPoolExecutor(settings.decode_threads) as readers:
             ahead: deque[tuple[ImageFile, Future[RGB | ContentError]]] = deque()
-            for file in work.images:
-                if file.image_id in skipped:
-                    continue
+            for file in files:
                 ahead.append((file, readers.submit(load, file)))
-                if len(ahead) < settings.decode_ahead:
-                    continue
-                yield self._next(ahead, clock)
+                if len(ahead) >= settings.decode_ahead:
+                    yield self._next(ahead, clock)
             while ahead:
                 yield self._next(ahead, clock)
 
@@ -156,41 +178,61 @@ class FeatureActor:
         with clock.phase("wait"):
             return file, future.result()
 
-    def _features(
-        self, image: RGB | ContentError, boxes: Boxes, clock: PhaseClock
-    ) -> tuple[RegionFeatures, NDArray[np.float16]]:
-        """Features of one image, in a buffer of the ring, which the encoder gives back."""
+    def _rows(
+        self, work: ExtractShard, image: RGB | ContentError, boxes: Boxes, given: pa.Table, clock: PhaseClock
+    ) -> tuple[list[pa.Table], NDArray[np.float16] | None]:
+        """One image's rows for each writer, and the buffer of the ring that they lie in."""
         if isinstance(image, ContentError):
             raise image
+        if work.dataset == "windows":
+            with self._computing(clock):
+                scales, windows = self._extractor.windows(boxes, image.shape[0], image.shape[1])
+                maps = self._extractor.conv_maps(image, scales)
+            made = {"scale": pa.array(scales, pa.int32()), "window": window_column(windows)}
+            return [_map_rows(given, maps), _window_rows(schema("windows"), given, made)], None
         with clock.phase("wait"):
             buffer = self._buffers.get()
-        if len(buffer) < len(boxes):
-            buffer = np.empty((max(len(boxes), self._settings.max_boxes), self._extractor.dim), np.float16)
         try:
-            with clock.phase("wait"):
-                self._compute.acquire()
-            try:
-                self._extractor.clock = clock
-                return self._extractor(image, boxes, out=buffer), buffer
-            finally:
-                self._compute.release()
+            if len(buffer) < len(boxes):
+                buffer = np.empty((max(len(boxes), self._settings.max_boxes), self._extractor.dim), np.float16)
+            with self._computing(clock):
+                features = self._extractor(image, boxes, out=buffer)
         except BaseException:
             self._buffers.put(buffer)
             raise
+        made = {
+            "scale": pa.array(features.scales, pa.int32()),
+            "window": window_column(features.windows),
+            VECTOR_COLUMN: vector_column(features.vectors),
+        }
+        return [_window_rows(schema(work.dataset, self._extractor.dim, work.metadata), given, made)], buffer
+
+    @contextmanager
+    def _computing(self, clock: PhaseClock) -> Iterator[None]:
+        """The body is ours, and counts its seconds for us."""
+        with clock.phase("wait"):
+            self._compute.acquire()
+        try:
+            self._extractor.clock = clock
+            yield
+        finally:
+            self._compute.release()
 
     def _encode(
         self,
-        writer: ShardWriter,
+        writers: Sequence[ShardWriter],
         image_id: str,
-        table: pa.Table,
-        buffer: NDArray[np.float16],
+        tables: Sequence[pa.Table | None],
+        buffer: NDArray[np.float16] | None,
         clock: PhaseClock,
     ) -> None:
         try:
             with clock.phase("encode"):
-                writer.write_image(image_id, table)
+                for writer, table in zip(writers, tables, strict=True):
+                    writer.write_image(image_id, table)
         finally:
-            self._buffers.put(buffer)
+            if buffer is not None:
+                self._buffers.put(buffer)
 
 
 def _no_proposals() -> pa.Table:
@@ -205,15 +247,23 @@ def _by_image(table: pa.Table, image_ids: list[str]) -> dict[str, pa.Table]:
     return {i: table.slice(int(a), int(b - a)) for i, a, b in zip(image_ids, first, last, strict=True)}
 
 
-def _rows(layout: pa.Schema, given: pa.Table, features: RegionFeatures) -> pa.Table:
-    """Rows of ``features`` or ``truth_features``: the columns of the boxes, and what was made of them."""
-    made = {
-        "scale": pa.array(features.scales, pa.int32()),
-        "window": window_column(features.windows),
-        VECTOR_COLUMN: vector_column(features.vectors),
-    }
+def _window_rows(layout: pa.Schema, given: pa.Table, made: Mapping[str, pa.Array]) -> pa.Table:
+    """Rows of windows or features: the columns of the boxes, and what was made of them."""
     columns = [
         made[name] if name in made else box_column(boxes_of(given[name])) if name == "box" else given[name]
         for name in layout.names
     ]
     return pa.table(columns, schema=layout)
+
+
+def _map_rows(given: pa.Table, maps: Mapping[int, NDArray[np.float16]]) -> pa.Table:
+    """Rows of ``maps``: one per scale of an image."""
+    image_ids = given["image_id"].slice(0, 1).to_pylist() * len(maps)
+    sizes = np.array([values.shape for values in maps.values()], np.int32).reshape(-1, 3)
+    columns = [
+        pa.array(image_ids, pa.string()),
+        pa.array(list(maps), pa.int32()),
+        *(pa.array(sizes[:, axis]) for axis in range(3)),
+        map_column(list(maps.values())),
+    ]
+    return pa.table(columns, schema=schema("maps"))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from jobs.extract import load_body
 from jobs.index import committed_index, index_method, index_of, read_index, tile_shards
-from jobs.shards import MapDataset, Survey, survey
+from jobs.shards import MapDataset, Survey, survey_after
 from jobs.stages import Invocation, planned_datasets
 from storage.commits import Commit, CommitName, read_commits, winners
 from storage.root import Root
@@ -57,8 +57,7 @@ def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
     body = load_body(config.features) if "extract" in stages else None
     surveys: dict[str, Survey] = {}
     for dataset in planned_datasets(config, index_of(rows), method, body):
-        upstream = surveys[dataset.upstream.name].done if dataset.upstream else None
-        found = surveys[dataset.name] = survey(root, dataset, upstream)
+        found = surveys[dataset.name] = survey_after(root, dataset, surveys)
         images = sum(len(shard.image_ids) for shard, _ in found.todo)
         size, seconds = _cost(root, dataset, images)
         planned.append(

@@ -7,14 +7,16 @@ The stage reports recall@0.5 and MABO per split when its last shard is there.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from jobs.earlier import Earlier
 from jobs.imagefile import ImageFile, read_image
 from jobs.settings import Settings
+from jobs.trial import Trial
 from storage.columns import box_column
 from storage.commits import Commit, LedgerRow
 from storage.identity import method_id
@@ -93,6 +95,7 @@ class ProposeShard:
     storage_options: dict[str, Any]
     config: ProposalsConfig
     producer: str
+    trial: Trial = field(default_factory=Trial)
 
 
 def propose_method(config: ProposalsConfig, upstream: str) -> str:
@@ -100,8 +103,8 @@ def propose_method(config: ProposalsConfig, upstream: str) -> str:
     return method_id("propose", VERSION, config.identity(), upstream=[upstream])
 
 
-def propose_shard(work: ProposeShard) -> Commit:
-    """Propose boxes for the images of a shard and commit them."""
+def propose_shard(work: ProposeShard) -> Commit | None:
+    """Propose boxes for the images of a shard and commit them (in a trial of one image alone: leave nothing)."""
     import cv2
 
     from pipeline.errors import ContentError
@@ -111,10 +114,14 @@ def propose_shard(work: ProposeShard) -> Commit:
     cv2.setNumThreads(1)
     clock = PhaseClock()
     config, method = work.config, work.config.proposal_method()
-    ledger: list[LedgerRow] = []
+    ledger: list[LedgerRow] = work.trial.ledger("propose")
+    earlier = Earlier(work.root, work.method, work.trial)
     columns = schema("proposals", metadata={"method": work.method, "producer": work.producer})
     with ShardWriter(work.root, "proposals", work.method, work.shard, columns, revision=work.revision) as writer:
-        for file in work.images:
+        for file in work.trial.images(work.images):
+            if file.image_id in earlier.images:
+                writer.write_image(file.image_id, earlier.rows("proposals", file.image_id))
+                continue
             try:
                 with clock.phase("decode"):
                     image = read_image(file, work.storage_options)
@@ -140,4 +147,6 @@ def propose_shard(work: ProposeShard) -> Commit:
             }
             with clock.phase("encode"):
                 writer.write_image(file.image_id, pa.Table.from_pydict(rows, schema=columns))
+        if work.trial.alone is not None:
+            return None
         return writer.commit(ledger=ledger, seconds=clock.seconds, producer=work.producer)

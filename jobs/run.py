@@ -17,17 +17,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from functools import partial
 from importlib import metadata
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
 
 from jobs.errors import RunFailed, UsageError
-from jobs.execution import Resources, ray_session
-from jobs.extract import ActorSettings, ExtractShard, LoadedBody, file_metadata, load_body
-from jobs.imagefile import ImageFile
+from jobs.execution import ray_session
+from jobs.extract import LoadedBody, load_body
 from jobs.index import (
     Index,
     committed_index,
@@ -38,15 +32,13 @@ from jobs.index import (
     tile_shards,
 )
 from jobs.progress import ProgressReport
-from jobs.propose import ProposeShard, propose_shard
 from jobs.quality import measure_proposals
-from jobs.shards import MapDataset, Survey, survey
-from jobs.stages import DATASETS_OF, STAGES, Invocation, planned_datasets, recorded_index
-from storage.commits import CommitName, winners
+from jobs.shards import MapDataset, Survey, survey_after
+from jobs.stages import DATASETS_OF, FEATURE_STORES, Invocation, planned_datasets, recorded_index
+from storage.commits import winners
 from storage.manifest import Manifest, fold, read_manifest
 from storage.root import Root, StorageError
 from storage.runs import DatasetRecord, RunRecord, check_run_name, read_run, run_names, write_run
-from storage.shards import Shard
 
 _PACKAGES = ("spp-pipeline", "ray", "torch", "torchvision", "pyarrow", "numpy", "opencv-contrib-python-headless")
 
@@ -63,8 +55,10 @@ PRODUCER = f"spp-pipeline {_version('spp-pipeline')}"
 """What files and commits say they were written by."""
 
 
-def run(invocation: Invocation, stages: Sequence[str]) -> RunRecord:
+def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> RunRecord:
     """Do ``stages`` (some of ``STAGES``, in order), and return the run's record with its exit code.
+
+    ``retry``: shards in which an image failed are made again, as a new revision that takes over all other rows.
 
     Raises UsageError if a stage before them is not complete, RunFailed if it had to stop. What was committed stays.
     """
@@ -74,7 +68,7 @@ def run(invocation: Invocation, stages: Sequence[str]) -> RunRecord:
     with _recorded(invocation.root, record):
         index = _index(invocation, record) if "index" in stages else recorded_index(invocation.root, record)
         if set(stages) - {"index"}:
-            _map_stages(invocation, record, index, stages)
+            _map_stages(invocation, record, index, stages, retry)
     return record
 
 
@@ -120,7 +114,7 @@ def _index(invocation: Invocation, record: RunRecord) -> Index:
     return index
 
 
-def _map_stages(invocation: Invocation, record: RunRecord, index: Index, stages: Sequence[str]) -> None:
+def _map_stages(invocation: Invocation, record: RunRecord, index: Index, stages: Sequence[str], retry: bool) -> None:
     """Make what is missing of proposals and features."""
     config, root = invocation.config, invocation.root
     body = load_body(config.features) if "extract" in stages else None
@@ -128,8 +122,7 @@ def _map_stages(invocation: Invocation, record: RunRecord, index: Index, stages:
     earlier = record.datasets.get("proposals")
     surveys: dict[str, Survey] = {}
     for dataset in datasets:
-        upstream = surveys[dataset.upstream.name].done if dataset.upstream else None
-        surveys[dataset.name] = survey(root, dataset, upstream)
+        surveys[dataset.name] = survey_after(root, dataset, surveys, retry)
     for dataset in datasets:
         found = surveys[dataset.name]
         if dataset.stage not in stages and not found.complete:
@@ -138,12 +131,17 @@ def _map_stages(invocation: Invocation, record: RunRecord, index: Index, stages:
                 f"run `spp {dataset.stage}` first, or `spp run --until {stages[-1]}`"
             )
         if dataset.stage in stages:
-            record.datasets[dataset.name] = DatasetRecord(
-                stage=dataset.stage,
-                method=dataset.method,
-                shards=len(dataset.shards),
-                bytes_per_image=dataset.bytes_per_image,
-            )
+            for name in dataset.names:
+                record.datasets[name] = DatasetRecord(
+                    stage=dataset.stage,
+                    method=dataset.method,
+                    shards=len(dataset.shards),
+                    bytes_per_image=dataset.bytes_per_image,
+                )
+            if dataset.upstream is not None:  # what an earlier command stored by another method is not this run's
+                for name in FEATURE_STORES:
+                    if name in record.datasets and record.datasets[name].method != dataset.method:
+                        del record.datasets[name]
     write_run(root, record)
     chosen = [surveys[dataset.name] for dataset in datasets if dataset.stage in stages]
     try:
@@ -177,137 +175,32 @@ def _make(
     surveys: dict[str, Survey],
 ) -> None:
     """Run the shard loop over what is to do."""
+    from jobs.crews import ActorCrew
     from jobs.shardloop import ShardLoop
+    from jobs.works import CREWS, crews_of, works_of
 
     execution = invocation.config.execution
     done = {(found.dataset.name, key): name for found in surveys.values() for key, name in found.done.items()}
-    works = [work for found in chosen for work in _works(invocation, index, body, found)]
+    works = [work for found in chosen for work in works_of(invocation, index, body, found)]
     totals = {found.dataset.name: found.dataset.images for found in chosen}
     before = {name: totals[name] - sum(work.images for work in works if work.dataset == name) for name in totals}
-    stages = [stage for stage in STAGES if any(work.stage == stage for work in works)]
+    stages = [stage for stage in CREWS if any(work.stage == stage for work in works)]
     with ray_session(execution) as resources, ProgressReport(totals, before, execution.progress_seconds) as progress:
-        crews = _crews(invocation, resources, body, stages)
-        if "extract" in crews:
-            progress.devices = crews["extract"].actors
+        crews = crews_of(invocation, resources, body, stages)
+        extractors = crews.get("extract")
+        if isinstance(extractors, ActorCrew):
+            progress.devices = extractors.actors
         ShardLoop(crews, execution, progress, done).run(works)
-
-
-def _works(invocation: Invocation, index: Index, body: LoadedBody | None, found: Survey) -> Iterator[Any]:
-    """The work of one dataset."""
-    from jobs.shardloop import Work
-
-    config, dataset = invocation.config, found.dataset
-    columns = index.images.select(["image_id", "uri", "digest"]).to_pydict()
-    files = {i: ImageFile(i, u, d) for i, u, d in zip(*columns.values(), strict=True)}
-    described = file_metadata(config.features, body, dataset.method, PRODUCER) if body else {}
-    object_ids = index.objects["image_id"].to_numpy(zero_copy_only=False)
-
-    def make(shard: Shard, revision: int, proposals: CommitName | None) -> ProposeShard | ExtractShard:
-        images = tuple(files[image_id] for image_id in shard.image_ids)
-        if dataset.name == "proposals":
-            options = config.dataset.storage_options
-            return ProposeShard(
-                invocation.root, dataset.method, shard.key, revision, images, options, config.proposals, PRODUCER
-            )
-        objects = None
-        if dataset.name == "truth_features":
-            objects = _objects_of(index.objects, object_ids, shard.image_ids)
-        return ExtractShard(
-            dataset.name,  # type: ignore[arg-type]
-            dataset.method,
-            shard.key,
-            revision,
-            images,
-            described,
-            proposals,
-            dataset.upstream.method if dataset.upstream else "",
-            objects,
-        )
-
-    for shard, revision in found.todo:
-        source = dataset.source(shard)
-        yield Work(
-            stage=dataset.stage,
-            dataset=dataset.name,
-            shard=shard.key,
-            images=len(shard.image_ids),
-            make=partial(make, shard, revision),
-            needs=(dataset.upstream.name, source) if dataset.upstream and source else None,
-        )
-
-
-def _objects_of(objects: pa.Table, ids: np.ndarray, image_ids: Sequence[str]) -> pa.Table:
-    """The rows of some images; ``objects`` is sorted by image."""
-    pieces = [
-        objects.slice(int(first), int(np.searchsorted(ids, i, side="right") - first))
-        for i in image_ids
-        for first in [np.searchsorted(ids, i, side="left")]
-    ]
-    return pa.concat_tables(pieces).combine_chunks()
-
-
-def _crews(
-    invocation: Invocation, resources: Resources, body: LoadedBody | None, stages: Sequence[str]
-) -> dict[str, Any]:
-    """Who does the work: CPU tasks propose, actors extract."""
-    import ray
-
-    from jobs.shardloop import ActorCrew, Crew, TaskCrew
-
-    config = invocation.config
-    execution = config.execution
-    crews: dict[str, Crew] = {}
-    if "propose" in stages:
-        crews["propose"] = TaskCrew(propose_shard, room=2 * resources.cpus)
-    if "extract" in stages:
-        from jobs.feature_actor import FeatureActor
-
-        assert body is not None
-        on_gpu = resources.use_gpus(execution)
-        size = resources.actors(execution)
-        settings = ActorSettings(
-            root=invocation.root,
-            config=config.features,
-            device="cuda" if on_gpu else "cpu",
-            threads=execution.threads,
-            decode_threads=execution.decode_threads,
-            decode_ahead=execution.decode_ahead,
-            max_boxes=config.proposals.max_per_image,
-            storage_options=config.dataset.storage_options,
-            producer=PRODUCER,
-        )
-        # arrays, since Ray shares their memory between the actors of a node
-        state = ray.put({name: values.numpy() for name, values in body.state.items()})
-        if on_gpu:
-            cores = max(1, min(execution.cpus_per_gpu, (resources.cpus - 1) // size))
-            beside = size
-        else:
-            cores = min(execution.threads, resources.cpus)
-            beside = min(size // 2, (resources.cpus - 1) // cores)  # proposals need a core to go on
-        actor = ray.remote(FeatureActor).options(
-            num_cpus=cores,
-            num_gpus=1 if on_gpu else 0,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=execution.shards_per_actor,
-        )
-        crews["extract"] = ActorCrew(
-            lambda: actor.remote(settings, state),
-            "extract",
-            size=size,
-            beside=beside,
-            hands=execution.shards_per_actor,
-        )
-    return crews
 
 
 def _settle(root: Root, record: RunRecord, dataset: MapDataset) -> None:
     """Fold the commits of a dataset into its manifest if every shard is there."""
-    there = winners(root, dataset.name, dataset.method)
-    names = [there[shard.key] for shard in dataset.shards if shard.key in there]
-    if len(names) == len(dataset.shards):
-        manifest = fold(root, dataset.name, dataset.method, names)
-        record.datasets[dataset.name] = _entry(dataset.stage, manifest, dataset.bytes_per_image)
+    for name in dataset.names:
+        there = winners(root, name, dataset.method)
+        names = [there[shard.key] for shard in dataset.shards if shard.key in there]
+        if len(names) == len(dataset.shards):
+            manifest = fold(root, name, dataset.method, names)
+            record.datasets[name] = _entry(dataset.stage, manifest, dataset.bytes_per_image)
 
 
 def _entry(stage: str, manifest: Manifest, bytes_per_image: int) -> DatasetRecord:

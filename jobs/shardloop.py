@@ -7,7 +7,9 @@ What went wrong is told apart:
 
 * a content error never gets here: the worker writes it to the shard's ledger;
 * an outage (I/O, memory, permission) fails an attempt, which is repeated with backoff, ``retries`` times;
-* a worker that died is replaced, and its shards are given out again, ``max_deaths`` times;
+* a worker that died, or that was ended for hanging longer than ``shard_deadline``, is replaced, and its shards are
+  given out again. A shard that has brought down ``max_deaths`` workers is looked at image by image: the images that
+  bring down a worker alone go to the ledger, and the rest of the shard is made without them;
 * a node that was lost, or a worker that Ray stopped for memory, counts against nobody.
 
 ActorPool is not used: it loses pending items when its last actor dies.
@@ -19,63 +21,65 @@ import heapq
 import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
 import ray.exceptions
 
+from jobs.crews import Crew
 from jobs.errors import RunFailed
 from jobs.execution import ExecutionConfig
+from jobs.trial import Trial
 from storage.commits import Commit, CommitName
 from storage.root import store_errors
 
 LOOK_AT_FAILURES_FROM = 50
 """Images after which the share of failed ones is looked at."""
 
+MEMORY_RETRIES = 20
+"""How often Ray may stop a shard's worker for want of memory before the run stops: then the node is too small."""
+
 
 @dataclass(eq=False)
 class Work:
     """One shard to make.
 
-    ``make`` gives the crew's argument when the work starts; it is called with the commit of ``needs``, the
-    (dataset, shard) that the work waits for, or with None.
+    ``make`` gives the crew's argument when an attempt starts, from the commit of ``needs`` (the (dataset, shard) that
+    the work waits for; None without) and from what is different about the attempt. ``trial``: the first attempt's.
     """
 
     stage: str
     dataset: str
     shard: str
-    images: int
-    make: Callable[[CommitName | None], Any]
+    image_ids: Sequence[str]
+    make: Callable[[CommitName | None, Trial], Any]
     needs: tuple[str, str] | None = None
-    outages: int = field(default=0, compare=False)
-    deaths: int = field(default=0, compare=False)
+    trial: Trial = field(default_factory=Trial)
+    outages: int = 0
+    deaths: int = 0
+    memory: int = 0
+    suspects: _Suspects | None = None
 
     @property
     def key(self) -> tuple[str, str]:
         """Dataset and shard."""
         return self.dataset, self.shard
 
+    @property
+    def images(self) -> int:
+        """How many images the shard has."""
+        return len(self.image_ids)
 
-class Crew(Protocol):
-    """Who does the work of one stage."""
 
-    def has_room(self, upstream_busy: bool) -> bool:
-        """Whether another piece of work can be given out; ``upstream_busy``: an earlier stage has work as well."""
-        ...
+@dataclass
+class _Suspects:
+    """The images of a shard that are yet to be tried alone, and those found guilty."""
 
-    def start(self, argument: Any) -> ray.ObjectRef:
-        """Give out a piece of work, after ``has_room`` said yes."""
-        ...
-
-    def finished(self, ref: ray.ObjectRef, died: bool) -> None:
-        """The work behind ``ref`` has ended, in a commit, an error or a death."""
-        ...
-
-    def close(self) -> None:
-        """No more work comes."""
-        ...
+    shard: Work
+    left: int
+    guilty: dict[str, str] = field(default_factory=dict)
 
 
 class Listener(Protocol):
@@ -92,78 +96,6 @@ class Listener(Protocol):
     def tick(self) -> None:
         """Called about once a second."""
         ...
-
-
-class TaskCrew:
-    """Ray tasks of one core each; Ray queues them, so a few more are given out than can run."""
-
-    def __init__(self, function: Callable[[Any], Commit], room: int) -> None:
-        self._task = ray.remote(num_cpus=1, max_retries=0)(function)
-        self._room = room
-        self._running: set[ray.ObjectRef] = set()
-
-    def has_room(self, upstream_busy: bool) -> bool:
-        return len(self._running) < self._room
-
-    def start(self, argument: Any) -> ray.ObjectRef:
-        ref = self._task.remote(argument)
-        self._running.add(ref)
-        return ref
-
-    def finished(self, ref: ray.ObjectRef, died: bool) -> None:
-        self._running.discard(ref)
-
-    def close(self) -> None:
-        for ref in self._running:
-            ray.cancel(ref, force=True)
-        self._running.clear()
-
-
-class ActorCrew:
-    """Actors that each have up to ``hands`` shards at once; made when there is work for them, replaced when they die.
-
-    While an earlier stage wants the same cores, only ``beside`` of the ``size`` actors are made.
-    """
-
-    def __init__(self, make: Callable[[], Any], method: str, *, size: int, beside: int, hands: int) -> None:
-        self._make = make
-        self._method = method
-        self._size, self._beside, self._hands = size, beside, hands
-        self._limit = beside
-        self._load: dict[Any, int] = {}
-        self._owner: dict[ray.ObjectRef, Any] = {}
-
-    def has_room(self, upstream_busy: bool) -> bool:
-        self._limit = self._beside if upstream_busy else self._size
-        return len(self._load) < self._limit or any(load < self._hands for load in self._load.values())
-
-    def start(self, argument: Any) -> ray.ObjectRef:
-        # a second shard for a busy actor only hides the writing of its first: a further actor is worth more
-        actor = min(self._load, key=lambda a: self._load[a], default=None)
-        if actor is None or (self._load[actor] > 0 and len(self._load) < self._limit):
-            actor = self._make()
-            self._load[actor] = 0
-        self._load[actor] += 1
-        ref = getattr(actor, self._method).remote(argument)
-        self._owner[ref] = actor
-        return ref
-
-    def finished(self, ref: ray.ObjectRef, died: bool) -> None:
-        actor = self._owner.pop(ref)
-        if actor in self._load:
-            self._load[actor] -= 1
-            if died:
-                del self._load[actor]
-
-    def close(self) -> None:
-        for actor in self._load:
-            ray.kill(actor)
-        self._load.clear()
-        self._owner.clear()
-
-    def actors(self) -> int:
-        """Actors alive."""
-        return len(self._load)
 
 
 class ShardLoop:
@@ -190,6 +122,8 @@ class ShardLoop:
         self._blocked: dict[tuple[str, str], list[Work]] = {}
         self._later: list[tuple[float, int, Work]] = []
         self._running: dict[ray.ObjectRef, Work] = {}
+        self._started: dict[ray.ObjectRef, float] = {}
+        self._hung: set[ray.ObjectRef] = set()
         self._failures: dict[str, Counter[str]] = {}
         self._finished: Counter[str] = Counter()
         self._order = itertools.count()
@@ -211,6 +145,7 @@ class ShardLoop:
                     time.sleep(min(1.0, max(0.0, self._later[0][0] - time.monotonic())))
                 for ref in ended:
                     self._end(ref)
+                self._end_hung()
                 self._start_ready()
                 self._listener.tick()
         finally:
@@ -229,49 +164,115 @@ class ShardLoop:
             queue = self._ready[stage]
             while queue and crew.has_room(upstream_busy):
                 work = queue.popleft()
-                ref = crew.start(work.make(self.done.get(work.needs) if work.needs else None))
+                argument = work.make(self.done.get(work.needs) if work.needs else None, work.trial)
+                ref = crew.start(argument, alone=work.trial.alone is not None)
                 self._running[ref] = work
+                self._started[ref] = time.monotonic()
             upstream_busy = upstream_busy or bool(queue) or any(w.stage == stage for w in self._running.values())
+
+    def _end_hung(self) -> None:
+        limit = time.monotonic() - self._config.shard_deadline
+        for ref, work in self._running.items():
+            if self._started[ref] < limit and ref not in self._hung:
+                self._hung.add(ref)
+                self._crews[work.stage].kill(ref)
 
     def _end(self, ref: ray.ObjectRef) -> None:
         """One piece of work has ended: take its commit, or decide what its failure means."""
         work = self._running.pop(ref)
+        del self._started[ref]
+        hung = ref in self._hung
+        self._hung.discard(ref)
         crew = self._crews[work.stage]
         try:
-            commit: Commit = ray.get(ref)
-        except ray.exceptions.OutOfMemoryError:
+            commit: Commit | None = ray.get(ref)
+        except ray.exceptions.OutOfMemoryError as error:
             crew.finished(ref, died=True)
-            self._again(work, "Ray stopped the worker to save the node's memory", self._config.backoff)
+            work.memory += 1
+            if work.memory > MEMORY_RETRIES:
+                raise RunFailed(
+                    f"{work.stage}: a node's memory is too small for its workers: {_reason(error)}"
+                ) from error
+            self._again(work, "Ray stopped its worker to save the node's memory", self._config.backoff)
         except ray.exceptions.NodeDiedError:
             crew.finished(ref, died=True)
             self._again(work, "its node was lost", 0)
-        except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
+        except (
+            ray.exceptions.RayActorError,
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.TaskCancelledError,
+        ) as error:
             crew.finished(ref, died=True)
-            work.deaths += 1
-            if work.deaths >= self._config.max_deaths:
-                raise RunFailed(
-                    f"{work.stage}: shard {work.shard} of {work.dataset} brought down {work.deaths} workers, the last "
-                    f"with: {_first_line(error)}"
-                ) from error
-            self._again(work, f"its worker died: {_first_line(error)}", 0)
+            if _node_was_lost(error):
+                self._again(work, "its node was lost", 0)
+            elif isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
+                raise RunFailed(f"{work.stage}: a worker cannot start: {_reason(error)}") from error
+            else:
+                seconds = self._config.shard_deadline
+                self._died(work, f"it hung for more than {seconds:g} s" if hung else _reason(error))
         except ray.exceptions.RayTaskError as error:
             crew.finished(ref, died=False)
             self._outage(work, error)
         else:
             crew.finished(ref, died=False)
-            self._commit(work, commit)
+            if work.suspects is not None:
+                self._tried_alone(work, None)
+            else:
+                assert commit is not None
+                self._commit(work, commit)
+
+    def _died(self, work: Work, reason: str) -> None:
+        """A worker died, or was ended, over this work."""
+        work.deaths += 1
+        if work.deaths < self._config.max_deaths:
+            self._again(work, f"its worker died: {reason}", 0)
+        elif work.suspects is not None:
+            self._tried_alone(work, reason)
+        else:
+            self._listener.failed(work, f"it brought down {work.deaths} workers; its images are tried one by one")
+            left = [image_id for image_id in work.image_ids if image_id not in work.trial.excluded]
+            suspects = _Suspects(work, len(left))
+            for image_id in left:
+                alone = Trial(alone=image_id, earlier=work.trial.earlier)
+                self._ready[work.stage].append(
+                    Work(
+                        work.stage,
+                        work.dataset,
+                        work.shard,
+                        [image_id],
+                        work.make,
+                        work.needs,
+                        alone,
+                        suspects=suspects,
+                    )
+                )
+
+    def _tried_alone(self, work: Work, reason: str | None) -> None:
+        """An image was tried alone; ``reason`` says what it did to its workers. After the last one: the shard again."""
+        suspects = work.suspects
+        assert suspects is not None
+        if reason is not None:
+            suspects.guilty[work.image_ids[0]] = f"{work.deaths} workers died on this image alone: {reason}"
+        suspects.left -= 1
+        if suspects.left:
+            return
+        shard = suspects.shard
+        excluded = {**shard.trial.excluded, **suspects.guilty}
+        shard.trial = Trial(excluded=excluded, earlier=shard.trial.earlier)
+        shard.deaths = 0
+        self._ready[shard.stage].appendleft(shard)
 
     def _outage(self, work: Work, error: ray.exceptions.RayTaskError) -> None:
         cause: Any = error.cause
-        if not isinstance(cause, store_errors(MemoryError)):
-            raise RunFailed(f"{work.stage}: shard {work.shard} of {work.dataset}: {_first_line(cause)}") from error
+        if not isinstance(cause, store_errors(MemoryError)) and "OutOfMemory" not in type(cause).__name__:
+            raise RunFailed(f"{work.stage}: shard {work.shard} of {work.dataset}: {_reason(cause)}") from error
         work.outages += 1
         if work.outages > self._config.retries:
             raise RunFailed(
                 f"{work.stage}: shard {work.shard} of {work.dataset} failed {work.outages} times, the last time with: "
-                f"{_first_line(cause)}; mend that and run the same command again"
+                f"{_reason(cause)}; mend that and run the same command again"
             ) from error
-        self._again(work, _first_line(cause), self._config.backoff * 2 ** (work.outages - 1))
+        self._again(work, _reason(cause), self._config.backoff * 2 ** (work.outages - 1))
 
     def _again(self, work: Work, reason: str, delay: float) -> None:
         self._listener.failed(work, reason)
@@ -294,7 +295,13 @@ class ShardLoop:
             )
 
 
-def _first_line(error: BaseException | None) -> str:
-    """The error's type and the first line of its message."""
+def _node_was_lost(error: BaseException) -> bool:
+    """Ray has no error of its own for an actor whose node died; its message says so (``core_worker`` and GCS)."""
+    return getattr(error, "preempted", False) or "node has died" in str(error) or "node is dead" in str(error).lower()
+
+
+def _reason(error: BaseException | None) -> str:
+    """The error's type, and its message in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    told = next((line for line in lines if "exit_type" in line or "Error" in line), lines[0] if lines else "")
+    return f"{type(error).__name__}: {told}"

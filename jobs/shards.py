@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from storage.commits import CommitName, read_commits, winners
@@ -15,6 +15,7 @@ class MapDataset:
     """A dataset that a map stage makes shard by shard.
 
     ``upstream``: the map dataset that it reads, if any; every shard then lies within one shard of that.
+    ``companion``: a dataset of the same method and shards that is committed just before it (maps, before windows).
     """
 
     stage: str
@@ -23,7 +24,13 @@ class MapDataset:
     bytes_per_image: int
     shards: tuple[Shard, ...]
     upstream: MapDataset | None = None
+    companion: str | None = None
     _source: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its own name, and that of its companion, which is written first."""
+        return (self.companion, self.name) if self.companion else (self.name,)
 
     @property
     def images(self) -> int:
@@ -42,6 +49,7 @@ def map_dataset(
     digests: dict[str, str],
     bytes_per_image: int,
     upstream: MapDataset | None = None,
+    companion: str | None = None,
 ) -> MapDataset:
     """The dataset of the images in ``digests`` (image id to digest)."""
     cut = tuple(shards(digests, bytes_per_image))
@@ -53,16 +61,21 @@ def map_dataset(
             if len(holders) != 1:
                 raise ValueError(f"shard {shard.key} of {name} lies in {len(holders)} shards of {upstream.name}")
             source[shard.key] = holders.pop()
-    return MapDataset(stage, name, method, bytes_per_image, cut, upstream, source)
+    return MapDataset(stage, name, method, bytes_per_image, cut, upstream, companion, source)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What of a map dataset is there. ``done``: shard to commit; ``todo``: shard and the revision to write."""
+    """What of a map dataset is there.
+
+    ``done``: shard to commit. ``todo``: shard and the revision to write. ``earlier``: shard to the commit whose rows
+    that revision takes over, where there is one.
+    """
 
     dataset: MapDataset
     done: dict[str, CommitName]
     todo: tuple[tuple[Shard, int], ...]
+    earlier: dict[str, CommitName]
 
     @property
     def complete(self) -> bool:
@@ -70,17 +83,42 @@ class Survey:
         return not self.todo
 
 
-def survey(root: Root, dataset: MapDataset, upstream_done: Mapping[str, CommitName] | None = None) -> Survey:
-    """One listing tells what is committed; a shard made from an older revision of its upstream is to do again."""
+def survey(
+    root: Root,
+    dataset: MapDataset,
+    upstream_done: Mapping[str, CommitName] | None = None,
+    upstream_todo: Collection[str] = (),
+    retry: bool = False,
+) -> Survey:
+    """One listing tells what is committed.
+
+    To do again, as a new revision: a shard made from an older revision of its upstream than ``upstream_done`` has, or
+    from one that is in ``upstream_todo`` itself; with ``retry``, a shard in which an image failed.
+    """
     there = winners(root, dataset.name, dataset.method)
     done = {shard.key: there[shard.key] for shard in dataset.shards if shard.key in there}
     renewed = _made_from_older(root, dataset, done, upstream_done or {})
+    if upstream_todo:
+        renewed |= {key for key in done if dataset._source.get(key) in upstream_todo}
+    if retry:
+        commits = read_commits(root, dataset.name, dataset.method, done.values())
+        renewed |= {commit.shard for commit in commits if commit.failed}
     todo = tuple(
         (shard, done[shard.key].revision + 1 if shard.key in done else 0)
         for shard in dataset.shards
         if shard.key not in done or shard.key in renewed
     )
-    return Survey(dataset, {key: name for key, name in done.items() if key not in renewed}, todo)
+    kept = {key: name for key, name in done.items() if key not in renewed}
+    return Survey(dataset, kept, todo, {key: done[key] for key in renewed})
+
+
+def survey_after(root: Root, dataset: MapDataset, surveys: Mapping[str, Survey], retry: bool = False) -> Survey:
+    """The survey of a dataset after that of its upstream, which is among ``surveys``."""
+    if dataset.upstream is None:
+        return survey(root, dataset, retry=retry)
+    upstream = surveys[dataset.upstream.name]
+    renewed = {shard.key for shard, revision in upstream.todo if revision > 0}
+    return survey(root, dataset, upstream.done, renewed, retry)
 
 
 def _made_from_older(

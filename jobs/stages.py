@@ -28,12 +28,19 @@ from storage.schemas import schema
 STAGES = ("index", "propose", "extract")
 """Every stage of ``spp run``, in order."""
 
-DATASETS_OF = {"index": ("images", "objects"), "propose": ("proposals",), "extract": ("features", "truth_features")}
-"""What each stage makes."""
+FEATURE_STORES = ("maps", "windows", "features")
+"""Ways to store features: vectors, or conv maps with the windows on them."""
+
+DATASETS_OF = {
+    "index": ("images", "objects"),
+    "propose": ("proposals",),
+    "extract": ("truth_features", *FEATURE_STORES),
+}
+"""What each stage makes; of features either vectors, or maps and windows."""
 
 
 def planned_datasets(config: RunConfig, index: Index, index_method: str, body: LoadedBody | None) -> list[MapDataset]:
-    """The map datasets of a config: proposals, and with a body features and truth_features."""
+    """The map datasets of a config: proposals, and with a body truth_features and features (or windows and maps)."""
     digests = index.digests()
     boxes = config.proposals.max_per_image
     method = propose_method(config.proposals, index_method)
@@ -41,13 +48,15 @@ def planned_datasets(config: RunConfig, index: Index, index_method: str, body: L
     if body is None:
         return [proposals]
     vector_bytes = 2 * vector_length(config.features, body)
+    maps = config.features.store == "maps"
     features = map_dataset(
         "extract",
-        "features",
+        "windows" if maps else "features",
         features_method(config.features, body.digest, method),
         digests,
         boxes * vector_bytes,
         proposals,
+        companion="maps" if maps else None,
     )
     truth = map_dataset(
         "extract",
@@ -64,13 +73,14 @@ def recorded_datasets(root: Root, record: RunRecord) -> list[MapDataset]:
     index = recorded_index(root, record)
     splits = RunConfig.model_validate(record.config).dataset.train_splits
     made: dict[str, MapDataset] = {}
-    for name in ("proposals", "truth_features", "features"):
+    for name in ("proposals", "truth_features", "windows", "features"):
         entry = record.datasets.get(name)
         if entry is None:
             continue
         digests = object_digests(index, splits) if name == "truth_features" else index.digests()
-        upstream = made.get("proposals") if name == "features" else None
-        made[name] = map_dataset(entry.stage, name, entry.method, digests, entry.bytes_per_image, upstream)
+        upstream = made.get("proposals") if name in ("windows", "features") else None
+        companion = "maps" if name == "windows" else None
+        made[name] = map_dataset(entry.stage, name, entry.method, digests, entry.bytes_per_image, upstream, companion)
     return list(made.values())
 
 

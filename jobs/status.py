@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.shards import Survey, survey
-from jobs.stages import DATASETS_OF, recorded_datasets
+from jobs.shards import Survey, survey_after
+from jobs.stages import DATASETS_OF, FEATURE_STORES, recorded_datasets
+from storage.commits import winners
 from storage.manifest import Manifest, in_memory, read_manifest
 from storage.root import Root
 from storage.runs import RunRecord
@@ -36,19 +37,22 @@ def status(root: Root, record: RunRecord) -> list[DatasetStatus]:
     surveys: dict[str, Survey] = {}
     if indexed:
         for dataset in recorded_datasets(root, record):
-            upstream = surveys[dataset.upstream.name].done if dataset.upstream else None
-            surveys[dataset.name] = survey(root, dataset, upstream)
+            surveys[dataset.name] = survey_after(root, dataset, surveys)
     for stage, datasets in DATASETS_OF.items():
+        stored = [name for name in FEATURE_STORES if name in record.datasets] or ["features"]
         for name in datasets:
+            if name in FEATURE_STORES and name not in stored:
+                continue
             entry = record.datasets.get(name)
             if entry is None:
                 result.append(DatasetStatus(stage, name, "", "missing", 0, 0, 0, 0, 0.0))
                 continue
-            found = surveys.get(name)
+            found = surveys.get("windows" if name == "maps" else name)
             if entry.manifest is not None and (found is None or found.complete):
                 manifest, state = read_manifest(root, name, entry.method, entry.manifest), "complete"
             elif found is not None:
-                manifest = in_memory(root, name, entry.method, list(found.done.values()))
+                names = winners(root, name, entry.method)
+                manifest = in_memory(root, name, entry.method, [names[key] for key in found.done if key in names])
                 state = f"{len(found.done)} of {len(found.dataset.shards)} shards"
                 if entry.manifest is not None:
                     state = f"behind its upstream: {state}"

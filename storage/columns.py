@@ -41,6 +41,14 @@ def vector_column(vectors: NDArray[np.float16]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=vector_type(dim))
 
 
+def map_column(conv_maps: Sequence[NDArray[np.float16]]) -> pa.ListArray:
+    """Conv maps (height, width, channels), each flattened to a list of float16."""
+    offsets = np.cumsum([0, *(values.size for values in conv_maps)], dtype=np.int32)
+    flat = np.concatenate([values.reshape(-1) for values in conv_maps]) if conv_maps else np.zeros(0, np.float16)
+    kind = pa.list_(pa.field("element", pa.float16(), nullable=False))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type=kind)
+
+
 def boxes_of(column: pa.Array | pa.ChunkedArray) -> NDArray[np.float32]:
     """A box column as float32 (N, 4)."""
     return _struct_array(column, BOX, np.float32)

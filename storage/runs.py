@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from storage.root import Root, StorageError, store_errors
 from storage.schemas import DATASETS, SCHEMA_VERSION, read_record
 
-_STAGE = dict(zip(DATASETS, ("index", "index", "propose", "extract", "extract"), strict=True))
+_STAGE = {"images": "index", "objects": "index", "proposals": "propose"}  # all others: extract
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -100,8 +100,12 @@ def dataset_record(record: RunRecord, dataset: str) -> DatasetRecord:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise StorageError(f"there is no dataset {dataset!r}; {hint}datasets: {', '.join(DATASETS)}")
     found = record.datasets.get(dataset)
-    if found is None or found.manifest is None:
+    if dataset == "features" and found is None and "windows" in record.datasets:
         raise StorageError(
-            f"run {record.name!r} has no complete dataset {dataset!r} yet; `spp {_STAGE[dataset]}` makes it"
+            f"run {record.name!r} holds its features as conv maps (datasets maps and windows); "
+            f"`spp extract --set features.store=vectors` makes vectors of them, jobs.features.scan pools while reading"
         )
+    if found is None or found.manifest is None:
+        stage = _STAGE.get(dataset, "extract")
+        raise StorageError(f"run {record.name!r} has no complete dataset {dataset!r} yet; `spp {stage}` makes it")
     return found

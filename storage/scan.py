@@ -95,6 +95,14 @@ def scan_file(
             yield rows if names is None else rows.select(names)
 
 
+def file_metadata(root: Root, key: str) -> dict[str, str]:
+    """What a file says of itself: the entries under ``spp.`` of its key/value metadata."""
+    with root.arrow_fs().open_input_file(root.path(key)) as stream:
+        entries = pq.read_metadata(stream).metadata or {}
+    pairs = ((name.decode(), value.decode()) for name, value in entries.items() if name.startswith(b"spp."))
+    return {name.removeprefix("spp."): value for name, value in pairs}
+
+
 def _group_range(metadata: pq.FileMetaData, group: int) -> tuple[str, str]:
     """First and last image id of a row group, from its statistics; the same but in images and objects."""
     statistics = metadata.row_group(group).column(0).statistics

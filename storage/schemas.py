@@ -21,8 +21,19 @@ SCHEMA_VERSION = 1
 VERSION_KEY = "spp.schema_version"
 
 VECTOR_COLUMN = "feature"
+MAP_COLUMN = "map"
+BULK_COLUMNS = (VECTOR_COLUMN, MAP_COLUMN)
+"""float16 values, nearly all of a file's bytes: no dictionary, no statistics."""
 
 _OBJECT = {"object_id": pa.int32(), "class_name": pa.string()}
+
+_WINDOW_ROW = {
+    "image_id": pa.string(),
+    "proposal_id": pa.int32(),
+    "box": BOX,
+    "scale": pa.int32(),
+    "window": WINDOW,
+}
 
 _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "images": {
@@ -41,12 +52,15 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "method": pa.string(),
         "rank": pa.int32(),
     },
-    "features": {
+    "features": _WINDOW_ROW,
+    "windows": _WINDOW_ROW,
+    "maps": {
         "image_id": pa.string(),
-        "proposal_id": pa.int32(),
-        "box": BOX,
         "scale": pa.int32(),
-        "window": WINDOW,
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "channels": pa.int32(),
+        MAP_COLUMN: pa.list_(pa.field("element", pa.float16(), nullable=False)),
     },
     "truth_features": {
         "image_id": pa.string(),

@@ -15,7 +15,8 @@ from storage.schemas import schema
 def connect(root: Root, run: str | None = None) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection whose views are the run's datasets.
 
-    DuckDB reads the files itself; float16 vectors come as FLOAT[]. StorageError if the run has no dataset yet.
+    DuckDB reads the files itself; float16 vectors come as FLOAT[]. Of a store of conv maps, ``features`` has every
+    column but ``feature``. StorageError if the run has no dataset yet.
     """
     record = read_run(root, run)
     connection = duckdb.connect()
@@ -32,6 +33,9 @@ def connect(root: Root, run: str | None = None) -> duckdb.DuckDBPyConnection:
             continue
         paths = ", ".join("'" + _pattern(root, key).replace("'", "''") + "'" for key in keys)
         connection.execute(f"create view {dataset} as select * from read_parquet([{paths}])")
+    names = {row[0] for row in connection.execute("select view_name from duckdb_views() where not internal").fetchall()}
+    if "windows" in names and "features" not in names:
+        connection.execute("create view features as select * from windows")
     if not found:
         raise StorageError(f"run {record.name!r} has no complete dataset yet; `spp run` makes them")
     return connection

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from storage.commits import Commit, CommitName, LedgerRow, Upstream, commit_key, data_key, new_attempt, write_commit
 from storage.root import Root
-from storage.schemas import VECTOR_COLUMN
+from storage.schemas import BULK_COLUMNS
 
 ROW_GROUP_BYTES = 64 * 1024 * 1024
 """An image of more bytes is split into several row groups; never are two images in one."""
@@ -55,7 +55,7 @@ class ShardWriter:
         key = data_key(self.dataset, self.method, self.name)
         self._path: Path = self._stack.enter_context(self.root.staged(key))
         self._file = _HashedFile(self._path)
-        plain = [field.name for field in self._schema if field.name != VECTOR_COLUMN]
+        plain = [field.name for field in self._schema if field.name not in BULK_COLUMNS]
         self._parquet = pq.ParquetWriter(
             self._file,
             self._schema,

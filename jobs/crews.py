@@ -1,0 +1,114 @@
+"""Crews: who does the work of a stage. A crew takes arguments and gives Ray references; it decides where they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import ray
+
+from storage.commits import Commit
+
+
+class Crew(Protocol):
+    """Who does the work of one stage."""
+
+    def has_room(self, upstream_busy: bool) -> bool:
+        """Whether another piece of work can be given out; ``upstream_busy``: an earlier stage has work as well."""
+        ...
+
+    def start(self, argument: Any, alone: bool = False) -> ray.ObjectRef:
+        """Give out a piece of work, after ``has_room`` said yes; ``alone``: its worker gets nothing beside it."""
+        ...
+
+    def finished(self, ref: ray.ObjectRef, died: bool) -> None:
+        """The work behind ``ref`` has ended, in a commit, an error or a death."""
+        ...
+
+    def kill(self, ref: ray.ObjectRef) -> None:
+        """End the worker behind ``ref``, which hangs."""
+        ...
+
+    def close(self) -> None:
+        """No more work comes."""
+        ...
+
+
+class TaskCrew:
+    """Ray tasks of one core each; Ray queues them, so a few more are given out than can run."""
+
+    def __init__(self, function: Callable[[Any], Commit | None], room: int) -> None:
+        self._task = ray.remote(num_cpus=1, max_retries=0)(function)
+        self._room = room
+        self._running: set[ray.ObjectRef] = set()
+
+    def has_room(self, upstream_busy: bool) -> bool:
+        return len(self._running) < self._room
+
+    def start(self, argument: Any, alone: bool = False) -> ray.ObjectRef:
+        ref = self._task.remote(argument)
+        self._running.add(ref)
+        return ref
+
+    def finished(self, ref: ray.ObjectRef, died: bool) -> None:
+        self._running.discard(ref)
+
+    def kill(self, ref: ray.ObjectRef) -> None:
+        ray.cancel(ref, force=True)
+
+    def close(self) -> None:
+        for ref in self._running:
+            ray.cancel(ref, force=True)
+        self._running.clear()
+
+
+class ActorCrew:
+    """Actors that each have up to ``hands`` shards at once; made when there is work for them, replaced when they die.
+
+    While an earlier stage wants the same cores, only ``beside`` of the ``size`` actors are made.
+    """
+
+    def __init__(self, make: Callable[[], Any], method: str, *, size: int, beside: int, hands: int) -> None:
+        self._make = make
+        self._method = method
+        self._size, self._beside, self._hands = size, beside, hands
+        self._limit = beside
+        self._load: dict[Any, int] = {}
+        self._owner: dict[ray.ObjectRef, tuple[Any, int]] = {}
+
+    def has_room(self, upstream_busy: bool) -> bool:
+        self._limit = self._beside if upstream_busy else self._size
+        return len(self._load) < self._limit or any(load < self._hands for load in self._load.values())
+
+    def start(self, argument: Any, alone: bool = False) -> ray.ObjectRef:
+        # a second shard for a busy actor only hides the writing of its first: a further actor is worth more
+        actor = min(self._load, key=lambda a: self._load[a], default=None)
+        busy = actor is not None and self._load[actor] > 0
+        if actor is None or (busy and (alone or len(self._load) < self._limit)):
+            actor = self._make()
+            self._load[actor] = 0
+        share = self._hands if alone else 1
+        self._load[actor] += share
+        ref = getattr(actor, self._method).remote(argument)
+        self._owner[ref] = (actor, share)
+        return ref
+
+    def finished(self, ref: ray.ObjectRef, died: bool) -> None:
+        actor, share = self._owner.pop(ref)
+        if actor in self._load:
+            self._load[actor] -= share
+            if died:
+                del self._load[actor]
+
+    def kill(self, ref: ray.ObjectRef) -> None:
+        ray.kill(self._owner[ref][0])
+
+    def close(self) -> None:
+        for actor in self._load:
+            ray.kill(actor)
+        self._load.clear()
+        self._owner.clear()
+
+    def actors(self) -> int:
+        """Actors alive."""
+        return len(self._load)

@@ -1,0 +1,155 @@
+"""What the shard loop is given: the work of every dataset, and the crews that do it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from jobs.crews import ActorCrew, Crew, TaskCrew
+from jobs.execution import Resources
+from jobs.extract import ActorSettings, ExtractShard, LoadedBody, file_metadata, vector_length
+from jobs.features import MaterialiseShard, materialise_shard
+from jobs.imagefile import ImageFile
+from jobs.index import Index
+from jobs.propose import ProposeShard, propose_shard
+from jobs.run import PRODUCER
+from jobs.shardloop import Work
+from jobs.shards import Survey
+from jobs.stages import Invocation
+from jobs.trial import Trial
+from storage.commits import CommitName, winners
+from storage.shards import Shard
+
+CREWS = ("propose", "materialise", "extract")
+"""The crews, in the order in which they are served. ``materialise`` makes vectors of stored conv maps."""
+
+
+def works_of(invocation: Invocation, index: Index, body: LoadedBody | None, found: Survey) -> Iterator[Work]:
+    """The work of one dataset."""
+    config, dataset, root = invocation.config, found.dataset, invocation.root
+    if not found.todo:
+        return
+    columns = index.images.select(["image_id", "uri", "digest"]).to_pydict()
+    files = {i: ImageFile(i, u, d) for i, u, d in zip(*columns.values(), strict=True)}
+    described = file_metadata(config.features, body, dataset.method, PRODUCER) if body else {}
+    dim = vector_length(config.features, body) if body else 0
+    object_ids = index.objects["image_id"].to_numpy(zero_copy_only=False)
+    companions = winners(root, dataset.companion, dataset.method) if dataset.companion else {}
+    stored = {
+        name: winners(root, name, dataset.method) if dataset.name == "features" else {} for name in ("windows", "maps")
+    }
+
+    def make(
+        shard: Shard, revision: int, from_maps: bool, proposals: CommitName | None, trial: Trial
+    ) -> ProposeShard | ExtractShard | MaterialiseShard:
+        images = tuple(files[image_id] for image_id in shard.image_ids)
+        if dataset.name == "proposals":
+            options = config.dataset.storage_options
+            return ProposeShard(
+                root, dataset.method, shard.key, revision, images, options, config.proposals, PRODUCER, trial
+            )
+        objects = None
+        if dataset.name == "truth_features":
+            objects = _objects_of(index.objects, object_ids, shard.image_ids)
+        work = ExtractShard(
+            dataset=dataset.name,  # type: ignore[arg-type]
+            method=dataset.method,
+            shard=shard.key,
+            revision=revision,
+            images=images,
+            metadata=described,
+            proposals=proposals,
+            proposals_method=dataset.upstream.method if dataset.upstream else "",
+            objects=objects,
+            windows=stored["windows"].get(shard.key),
+            maps=stored["maps"].get(shard.key),
+            dim=dim,
+            trial=trial,
+        )
+        return MaterialiseShard(root, work, PRODUCER) if from_maps else work
+
+    for shard, revision in found.todo:
+        source = dataset.source(shard)
+        needs = (dataset.upstream.name, source) if dataset.upstream and source else None
+        from_maps = revision == 0 and shard.key in stored["windows"]
+        earlier = {}
+        if shard.key in found.earlier:
+            earlier[dataset.name] = found.earlier[shard.key]
+            if dataset.companion:
+                earlier[dataset.companion] = companions[shard.key]
+        yield Work(
+            stage="materialise" if from_maps else dataset.stage,
+            dataset=dataset.name,
+            shard=shard.key,
+            image_ids=shard.image_ids,
+            make=partial(make, shard, revision, from_maps),
+            needs=None if from_maps else needs,
+            trial=Trial(earlier=earlier),
+        )
+
+
+def _objects_of(objects: pa.Table, ids: np.ndarray, image_ids: Sequence[str]) -> pa.Table:
+    """The rows of some images; ``objects`` is sorted by image."""
+    pieces = [
+        objects.slice(int(first), int(np.searchsorted(ids, i, side="right") - first))
+        for i in image_ids
+        for first in [np.searchsorted(ids, i, side="left")]
+    ]
+    return pa.concat_tables(pieces).combine_chunks()
+
+
+def crews_of(
+    invocation: Invocation, resources: Resources, body: LoadedBody | None, stages: Sequence[str]
+) -> dict[str, Crew]:
+    """Who does the work of ``stages`` (some of ``CREWS``): CPU tasks propose and materialise, actors extract."""
+    config = invocation.config
+    execution = config.execution
+    crews: dict[str, Crew] = {}
+    if "propose" in stages:
+        crews["propose"] = TaskCrew(propose_shard, room=2 * resources.cpus)
+    if "materialise" in stages:
+        crews["materialise"] = TaskCrew(materialise_shard, room=2 * resources.cpus)
+    if "extract" in stages:
+        from jobs.feature_actor import FeatureActor
+
+        assert body is not None
+        on_gpu = resources.use_gpus(execution)
+        size = resources.actors(execution)
+        settings = ActorSettings(
+            root=invocation.root,
+            config=config.features,
+            device="cuda" if on_gpu else "cpu",
+            threads=execution.threads,
+            decode_threads=execution.decode_threads,
+            decode_ahead=execution.decode_ahead,
+            max_boxes=config.proposals.max_per_image,
+            storage_options=config.dataset.storage_options,
+            producer=PRODUCER,
+        )
+        # arrays, since Ray shares their memory between the actors of a node
+        state = ray.put({name: values.numpy() for name, values in body.state.items()})
+        if on_gpu:
+            cores = max(1, min(execution.cpus_per_gpu, (resources.cpus - 1) // size))
+            beside = size
+        else:
+            cores = min(execution.threads, resources.cpus)
+            beside = min(size // 2, (resources.cpus - 1) // cores)  # proposals need a core to go on
+        actor = ray.remote(FeatureActor).options(
+            num_cpus=cores,
+            num_gpus=1 if on_gpu else 0,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=execution.shards_per_actor,
+        )
+        crews["extract"] = ActorCrew(
+            lambda: actor.remote(settings, state),
+            "extract",
+            size=size,
+            beside=beside,
+            hands=execution.shards_per_actor,
+        )
+    return crews
