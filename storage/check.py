@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.commits import Commit, CommitName, commit_key, data_key, read_commits
-from storage.manifest import Manifest, manifest_key, read_manifest
+from storage.commits import Commit, commit_key, data_key, read_commits
+from storage.manifest import manifest_key, read_manifest
 from storage.root import Root, StorageError
 from storage.runs import RunRecord
 
@@ -38,7 +38,7 @@ def check_dataset(root: Root, record: RunRecord, dataset: str) -> Iterator[str]:
     if len(manifest.table) != entry.shards:
         yield f"{dataset}: the manifest has {len(manifest.table)} shards, the run {entry.shards}"
     seen: Counter[str] = Counter()
-    for name in _winners(manifest):
+    for name in manifest.names:
         try:
             (commit,) = read_commits(root, dataset, entry.method, [name])
         except FileNotFoundError:
@@ -54,11 +54,6 @@ def check_dataset(root: Root, record: RunRecord, dataset: str) -> Iterator[str]:
         expected = _indexed_images(root, record)
         yield from (f"{dataset}: image {image_id!r} is missing" for image_id in sorted(expected - seen.keys()))
         yield from (f"{dataset}: image {image_id!r} is not in images" for image_id in sorted(seen.keys() - expected))
-
-
-def _winners(manifest: Manifest) -> list[CommitName]:
-    rows = manifest.table.select(["shard", "revision", "attempt"]).to_pylist()
-    return [CommitName(row["shard"], row["revision"], row["attempt"]) for row in rows]
 
 
 def _check_file(root: Root, commit: Commit) -> Iterator[str]:

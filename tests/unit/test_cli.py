@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from jobs.cli import main
+from storage import files, open_root
+from tests.stored import store_run
 from tests.voc_folder import small_data_set
 
 
@@ -97,6 +99,14 @@ def test_a_root_that_cannot_be_written(config, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["run", "--config", str(config), "--root", str(tmp_path / "file" / "root")]) == 2
     assert "cannot be written to" in complaint(capsys)
+
+
+def test_a_query_of_a_damaged_file(tmp_path, capsys):
+    root = open_root(str(tmp_path / "out"))
+    store_run(root)
+    Path(files(root, "features")[0]).write_bytes(b"PAR1")
+    assert main(["query", "select count(*) from images", "--root", root.url]) == 2
+    assert "query: Invalid Input Error" in complaint(capsys)
 
 
 def test_a_run_name_that_is_no_file_name(config, tmp_path, capsys):
