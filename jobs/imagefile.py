@@ -13,6 +13,11 @@ from storage.commits import LedgerRow
 from storage.identity import sha256
 from storage.root import resolve_options
 
+TURNED = ":turned"
+"""Ends the digest of an image that is turned by its EXIF orientation: not the same content as the file unturned."""
+
+_CHANGED = "the image has changed since it was indexed; run `spp index` again"
+
 
 class MissingImage(ContentError):
     """The image was there when it was indexed, and is no more."""
@@ -24,11 +29,13 @@ class ImageChanged(ContentError):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image of a shard."""
+    """An image of a shard. ``size``: its (height, width) in the index, which says whether it is turned by its EXIF
+    orientation (see ``decode_image``); by default it is not."""
 
     image_id: str
     uri: str
     digest: str
+    size: tuple[int, int] | None = None
 
     def ledger_row(self, stage: str, error: ContentError) -> LedgerRow:
         """What the ledger says of a failure, naming the file."""
@@ -42,6 +49,9 @@ def read_image(file: ImageFile, storage_options: dict[str, Any]) -> RGB:
         data = fs.cat_file(path)
     except FileNotFoundError:
         raise MissingImage("the image is gone since it was indexed; run `spp index` again") from None
-    if file.digest.startswith("sha256:") and file.digest != f"sha256:{sha256(data)}":
-        raise ImageChanged("the image has changed since it was indexed; run `spp index` again")
-    return decode_image(data)
+    if file.digest.startswith("sha256:") and file.digest.removesuffix(TURNED) != f"sha256:{sha256(data)}":
+        raise ImageChanged(_CHANGED)
+    image = decode_image(data, file.size)
+    if file.size is not None and image.shape[:2] != file.size:
+        raise ImageChanged(_CHANGED)
+    return image

@@ -20,10 +20,11 @@ import pyarrow as pa
 from pydantic import Field
 
 from jobs.errors import UsageError
+from jobs.imagefile import TURNED
 from jobs.settings import NOT_IDENTITY, Settings
 from pipeline.errors import ContentError
-from pipeline.images import image_size
-from pipeline.voc import parse_annotation
+from pipeline.images import image_size, turned_size
+from pipeline.voc import NO_OBJECTS, parse_annotation, stated_size
 from storage.columns import box_column
 from storage.commits import Commit, CommitName, LedgerRow, winners
 from storage.identity import canonical_json, digest, method_id, sha256
@@ -291,12 +292,27 @@ def _read_image(fs: fsspec.AbstractFileSystem, image_id: str, entry: _Entry, con
     if entry.problem:
         return _Tile(ledger=[row("DuplicateImage", entry.problem)])
     try:
-        height, width, image_digest = _measure(fs, entry, config)
+        height, width, turned, image_digest = _measure(fs, entry, config)
     except FileNotFoundError:
         text = f"{entry.uri} does not exist, but split {entry.splits[0]!r} names it; add the image or remove the line"
         return _Tile(ledger=[row("MissingImage", text)])
     except ContentError as error:
         return _Tile(ledger=[row(type(error).__name__, f"{entry.uri}: {error}")])
+    notes = []
+    try:
+        xml = fs.cat_file(entry.annotation)
+        if turned is not None and stated_size(xml) == turned:
+            height, width = turned
+            image_digest += TURNED
+            text = f"read as its EXIF orientation turns it, {width} x {height}, which is the <size> of its annotation"
+            notes.append(row("Turned", f"{entry.uri}: {text}", "note"))
+        annotation = parse_annotation(xml, height, width)
+    except FileNotFoundError:
+        annotation = NO_OBJECTS
+        text = f"{entry.annotation} does not exist; the image is taken as one without objects"
+        notes.append(row("MissingAnnotation", text, "note"))
+    except ContentError as error:
+        return _Tile(ledger=[row(type(error).__name__, f"{entry.annotation}: {error}")])
     image = {
         "image_id": image_id,
         "uri": entry.uri,
@@ -305,13 +321,6 @@ def _read_image(fs: fsspec.AbstractFileSystem, image_id: str, entry: _Entry, con
         "splits": list(entry.splits),
         "digest": image_digest,
     }
-    try:
-        annotation = parse_annotation(fs.cat_file(entry.annotation), height, width)
-    except FileNotFoundError:
-        text = f"{entry.annotation} does not exist; the image is taken as one without objects"
-        return _Tile([image], ledger=[row("MissingAnnotation", text, "note")])
-    except ContentError as error:
-        return _Tile(ledger=[row(type(error).__name__, f"{entry.annotation}: {error}")])
     boxes = box_column(annotation.boxes).to_pylist()
     objects = [
         {
@@ -324,21 +333,24 @@ def _read_image(fs: fsspec.AbstractFileSystem, image_id: str, entry: _Entry, con
         }
         for number in range(len(boxes))
     ]
-    notes = [row("Annotation", f"{entry.annotation}: {note}", "note") for note in annotation.notes]
+    notes += [row("Annotation", f"{entry.annotation}: {note}", "note") for note in annotation.notes]
     return _Tile([image], objects, notes)
 
 
-def _measure(fs: fsspec.AbstractFileSystem, entry: _Entry, config: DatasetConfig) -> tuple[int, int, str]:
-    """Height, width and digest of an image."""
+def _measure(
+    fs: fsspec.AbstractFileSystem, entry: _Entry, config: DatasetConfig
+) -> tuple[int, int, tuple[int, int] | None, str]:
+    """Height and width as stored, both as an EXIF orientation exchanges them if it does, and digest of an image."""
     path = fs._strip_protocol(entry.uri)
     if config.digest == "content":
         data = fs.cat_file(path)
-        height, width = image_size(data)
-        return height, width, f"sha256:{sha256(data)}"
+        return *image_size(data), turned_size(data), f"sha256:{sha256(data)}"
     if entry.listing is None:
         raise FileNotFoundError(entry.uri)
     try:
-        height, width = image_size(fs.cat_file(path, start=0, end=_HEADER_BYTES))
+        data = fs.cat_file(path, start=0, end=_HEADER_BYTES)
+        height, width = image_size(data)
     except ContentError:
-        height, width = image_size(fs.cat_file(path))  # a header behind a large preview
-    return height, width, f"listing:{digest(entry.listing.encode())}"
+        data = fs.cat_file(path)  # a header behind a large preview
+        height, width = image_size(data)
+    return height, width, turned_size(data), f"listing:{digest(entry.listing.encode())}"

@@ -33,8 +33,8 @@ def works_of(invocation: Invocation, index: Index, body: LoadedBody | None, foun
     config, dataset, root = invocation.config, found.dataset, invocation.root
     if not found.todo:
         return
-    columns = index.images.select(["image_id", "uri", "digest"]).to_pydict()
-    files = {i: ImageFile(i, u, d) for i, u, d in zip(*columns.values(), strict=True)}
+    columns = index.images.select(["image_id", "uri", "digest", "height", "width"]).to_pydict()
+    files = {i: ImageFile(i, u, d, (h, w)) for i, u, d, h, w in zip(*columns.values(), strict=True)}
     described = file_metadata(config.features, body, dataset.method, PRODUCER) if body else {}
     dim = vector_length(config.features, body) if body else 0
     object_ids = index.objects["image_id"].to_numpy(zero_copy_only=False)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ExifTags
 from PIL import Image as PillowImage
 
 from pipeline.errors import ImageError
@@ -28,6 +30,15 @@ FORMATS = tuple(
 # For good, since warnings cannot be silenced for one thread alone: what matters here is raised.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+_TURNS: dict[object, PillowImage.Transpose] = {
+    5: PillowImage.Transpose.TRANSPOSE,
+    6: PillowImage.Transpose.ROTATE_270,
+    7: PillowImage.Transpose.TRANSVERSE,
+    8: PillowImage.Transpose.ROTATE_90,
+}
+"""What undoes the EXIF orientations that exchange height and width. Those that do not, 2 to 4, cannot be told from an
+annotation's size."""
+
 _BROKEN_DATA = (OSError, SyntaxError, ValueError, IndexError, EOFError, OverflowError, RuntimeError)
 """What Pillow's decoders raise on it, depending on the format."""
 
@@ -41,16 +52,29 @@ def image_size(data: bytes) -> tuple[int, int]:
         return image.height, image.width
 
 
-def decode_image(data: bytes) -> RGB:
-    """An encoded image as uint8 of shape (height, width, 3), RGB, as its file stores it.
+def turned_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) after the EXIF orientation, of an image that it lays on its side; None for every other.
 
-    EXIF orientation is not applied: VOC annotations count pixels as stored. Grey, palette, CMYK, alpha and 16-bit
-    images are converted to 8-bit RGB (alpha is dropped, of an animation the first frame is taken).
+    Raises ImageError like ``image_size``.
+    """
+    with _open(data) as image:
+        return (image.width, image.height) if _turn(image) is not None else None
+
+
+def decode_image(data: bytes, size: tuple[int, int] | None = None) -> RGB:
+    """An encoded image as uint8 of shape (height, width, 3), RGB.
+
+    It is taken as its file stores it, unless its EXIF orientation exchanges height and width and only that gives it
+    the ``size`` (height, width) that is wanted: then it is turned. Grey, palette, CMYK, alpha and 16-bit images are
+    converted to 8-bit RGB (alpha is dropped, of an animation the first frame is taken).
 
     Raises ImageError for an empty, truncated or unknown file and for one of more than ``MAX_PIXELS`` pixels.
     """
-    with _open(data) as image:
+    with _open(data) as opened:
         try:
+            stored = (opened.height, opened.width)
+            turn = _turn(opened) if size not in (None, stored) and size == stored[::-1] else None
+            image = opened if turn is None else opened.transpose(turn)
             if image.mode.startswith("I;16") or image.mode == "I":
                 values = np.asarray(image, dtype=np.int64)
                 grey = (np.clip(values, 0, 65535) >> 8).astype(np.uint8)
@@ -58,6 +82,18 @@ def decode_image(data: bytes) -> RGB:
             return np.array(image.convert("RGB"))
         except _BROKEN_DATA as error:
             raise ImageError(f"the image cannot be decoded: {error}; replace the file") from error
+
+
+def _turn(image: PillowImage.Image) -> PillowImage.Transpose | None:
+    """How an EXIF orientation turns the image, if that exchanges height and width. Pillow itself turns a TIFF file."""
+    if image.format == "TIFF":
+        return None
+    try:
+        # Not image.getexif(), which for PNG decodes all pixels to look behind them.
+        orientation = PillowImage.Image.getexif(image).get(ExifTags.Base.Orientation)
+        return _TURNS.get(orientation)
+    except (*_BROKEN_DATA, LookupError, TypeError, struct.error):
+        return None
 
 
 def _open(data: bytes) -> PillowImage.Image:

@@ -13,7 +13,7 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from pipeline.boxes import Boxes, clip, from_inclusive
+from pipeline.boxes import Boxes, as_boxes, clip, from_inclusive
 from pipeline.errors import AnnotationError
 
 
@@ -31,6 +31,10 @@ class Annotation:
     notes: tuple[str, ...] = ()
 
 
+NO_OBJECTS = Annotation((), as_boxes([]), (), ())
+"""The annotation of an image without objects."""
+
+
 def parse_annotation(xml: bytes, height: int, width: int) -> Annotation:
     """Objects of a VOC annotation of a ``height`` x ``width`` image (the image file's own size, which is the truth).
 
@@ -39,10 +43,7 @@ def parse_annotation(xml: bytes, height: int, width: int) -> Annotation:
 
     Raises AnnotationError for XML that cannot be parsed or that lacks a name, a box or a number.
     """
-    try:
-        root = fromstring(xml, forbid_dtd=True)
-    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # LookupError: an unknown encoding
-        raise AnnotationError(f"the annotation is not valid XML: {error}; mend or remove it") from error
+    root = _parse(xml)
     notes = _size_notes(root, height, width)
     names, boxes, difficult, truncated = [], [], [], []
     for number, element in enumerate(root.iter("object"), start=1):
@@ -64,6 +65,25 @@ def parse_annotation(xml: bytes, height: int, width: int) -> Annotation:
         truncated.append(_flag(element, "truncated"))
     array = np.array(boxes, np.float32).reshape(-1, 4)
     return Annotation(tuple(names), array, tuple(difficult), tuple(truncated), tuple(notes))
+
+
+def stated_size(xml: bytes) -> tuple[int, int] | None:
+    """(height, width) as ``<size>`` states them; None if it does not, in whole numbers.
+
+    Raises AnnotationError for XML that cannot be parsed.
+    """
+    root = _parse(xml)
+    try:
+        return int(root.findtext("size/height", "")), int(root.findtext("size/width", ""))
+    except ValueError:
+        return None
+
+
+def _parse(xml: bytes) -> Element:
+    try:
+        return fromstring(xml, forbid_dtd=True)
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # LookupError: an unknown encoding
+        raise AnnotationError(f"the annotation is not valid XML: {error}; mend or remove it") from error
 
 
 def _size_notes(root: Element, height: int, width: int) -> list[str]:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
+from PIL import ImageOps
 
 from pipeline.errors import ImageError
-from pipeline.images import FORMATS, MAX_PIXELS, decode_image, image_size
+from pipeline.images import FORMATS, MAX_PIXELS, decode_image, image_size, turned_size
 
 
 def photograph(height=24, width=31):
@@ -23,6 +24,13 @@ def encoded(image, format, **options):
     buffer = io.BytesIO()
     (image if isinstance(image, PillowImage.Image) else PillowImage.fromarray(image)).save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def oriented(orientation, format="JPEG"):
+    exif = PillowImage.Exif()
+    exif[0x0112] = orientation
+    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(format, {})
+    return encoded(photograph(), format, exif=exif, **options)
 
 
 def png_header(width, height):
@@ -114,13 +122,34 @@ def test_of_an_animation_the_first_frame_is_taken():
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_exif_orientation_is_not_applied(orientation):
-    exif = PillowImage.Exif()
-    exif[0x0112] = orientation
-    data = encoded(photograph(), "JPEG", quality=95, exif=exif)
+def test_exif_orientation_is_not_applied_unasked(orientation):
+    data = oriented(orientation)
     assert PillowImage.open(io.BytesIO(data)).getexif()[0x0112] == orientation
     assert image_size(data) == (24, 31)
     np.testing.assert_array_equal(decode_image(data), decode_image(encoded(photograph(), "JPEG", quality=95)))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_exif_orientation_is_applied_where_only_that_gives_the_wanted_size(orientation, format):
+    data = oriented(orientation, format)
+    assert turned_size(data) == (31, 24)
+    peer = ImageOps.exif_transpose(PillowImage.open(io.BytesIO(data))).convert("RGB")
+    np.testing.assert_array_equal(decode_image(data, (31, 24)), np.asarray(peer))
+    for size in (None, (24, 31), (12, 40)):
+        np.testing.assert_array_equal(decode_image(data, size), decode_image(oriented(1, format)))
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 9])
+def test_an_orientation_that_keeps_the_sides_is_not_applied(orientation):
+    data = oriented(orientation)
+    assert turned_size(data) is None
+    np.testing.assert_array_equal(decode_image(data, (31, 24)), decode_image(oriented(1)))
+
+
+def test_broken_exif_is_no_orientation():
+    for exif in (b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0" + b"\xff" * 40):
+        assert turned_size(encoded(photograph(), "JPEG", exif=exif)) is None
 
 
 def test_the_array_is_the_callers_to_write_to():
@@ -181,6 +210,7 @@ _SEEDS = [
     encoded(_RGB, "PNG"),
     encoded(_RGB.convert("P"), "PNG"),
     encoded(_RGB, "JPEG"),
+    oriented(6),
     encoded(_RGB.convert("CMYK"), "JPEG", progressive=True),
     encoded(_RGB, "GIF", save_all=True, append_images=[_RGB.transpose(PillowImage.Transpose.ROTATE_180)]),
     encoded(_RGB, "BMP"),
@@ -199,6 +229,9 @@ def assert_array_or_image_error(data):
         return
     assert image.dtype == np.uint8
     assert image.shape == (*image_size(data), 3)
+    turned = turned_size(data)
+    if turned is not None:
+        assert decode_image(data, turned).shape == (*turned, 3)
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", *(seed[:12] for seed in _SEEDS)]))
