@@ -1,7 +1,7 @@
 """Reading: a pyarrow dataset of the committed files, and a scan that goes row group by row group.
 
-pyarrow's own scanner reads ahead by tens of row groups of 50 MB; ``scan`` holds one, so memory is flat however large
-the dataset (benchmarks/scan.py).
+pyarrow's own scanner reads ahead by tens of row groups; ``scan`` holds one, so memory is flat however large the dataset
+(benchmarks/scan.py).
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def scan_file(
             if image_ids is not None and not _any_between(image_ids, first, last):
                 continue
             if image_ids is None or first == last:
-                yield parquet.read_row_group(group, columns=names)
+                yield _read(parquet, group, names)
                 continue
-            rows = parquet.read_row_group(group, columns=names and ["image_id", *names])
+            rows = _read(parquet, group, names and ["image_id", *names])
             rows = rows.filter(pc.field("image_id").isin(image_ids))
             yield rows if names is None else rows.select(names)
 
@@ -101,6 +101,11 @@ def file_metadata(root: Root, key: str) -> dict[str, str]:
         entries = pq.read_metadata(stream).metadata or {}
     pairs = ((name.decode(), value.decode()) for name, value in entries.items() if name.startswith(b"spp."))
     return {name.removeprefix("spp."): value for name, value in pairs}
+
+
+def _read(parquet: pq.ParquetFile, group: int, columns: list[str] | None) -> pa.Table:
+    """A row group. One column has nearly all the bytes: threads would gain no time, and keep more memory each."""
+    return parquet.read_row_group(group, columns=columns, use_threads=False)
 
 
 def _group_range(metadata: pq.FileMetaData, group: int) -> tuple[str, str]:

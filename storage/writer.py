@@ -1,4 +1,4 @@
-"""Writing one shard: a Parquet file with a row group per image, published whole, then its commit."""
+"""Writing one shard: a Parquet file whose row groups hold one image each, published whole, then its commit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from storage.commits import Commit, CommitName, LedgerRow, Upstream, commit_key,
 from storage.root import Root
 from storage.schemas import BULK_COLUMNS
 
-ROW_GROUP_BYTES = 64 * 1024 * 1024
-"""An image of more bytes is split into several row groups; never are two images in one."""
+ROW_GROUP_BYTES = 8 * 1024 * 1024
+"""An image of more bytes is split into several row groups; never are two images in one.
+
+A reader needs four to six times the bytes of a group; smaller ones cost nothing to write, store or scan
+(benchmarks/store.py).
+"""
 
 _DICTIONARY = ("image_id", "class_name", "method", "scale")
 

@@ -120,8 +120,15 @@ def test_a_row_larger_than_a_group_is_a_group(place, monkeypatch):
     assert groups_of(parquet_of(place, commit)) == [["a"], ["a"], ["a"]]
 
 
-def test_2000_vectors_of_12800_are_one_group():
-    assert 2000 * (12800 * 2 + 40) < ROW_GROUP_BYTES == 64 * 2**20
+def test_2000_vectors_of_12800_are_seven_groups(tmp_path):
+    root = storage.open_root(str(tmp_path))
+    rows = feature_rows("a", 2000).set_column(5, "feature", vector_column(np.zeros((2000, 12800), np.float16)))
+    with ShardWriter(root, "features", METHOD, "aa", schema("features", 12800)) as writer:
+        writer.write_image("a", rows)
+        commit = writer.commit()
+    groups = groups_of(parquet_of(root, commit))
+    assert [len(group) for group in groups] == [327] * 6 + [38]
+    assert 327 * 12800 * 2 < ROW_GROUP_BYTES == 8 * 2**20
 
 
 def test_a_shard_of_small_rows_is_one_group(place):
