@@ -18,7 +18,7 @@ import typer
 
 from jobs.errors import RunFailed, UsageError
 from jobs.printing import cell, in_bytes, in_seconds, print_json, print_quality, print_run, print_table, quality_of
-from storage.root import Root, StorageError, open_root
+from storage.root import Root, StorageError, open_root, store_errors
 from storage.runs import RunRecord, read_run
 
 # typer brings its own copy of click or uses the installed one, depending on its version
@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except RunFailed as error:
         return _complain(str(error), 1)
+    except store_errors() as error:
+        return _complain(f"{type(error).__name__}: {error}; mend that and run the same command again", 1)
     except (typer.Abort, KeyboardInterrupt):
         return _complain("interrupted; the same command goes on where it stopped", 1)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import re
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +21,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 _SECRET = ("key", "secret", "token", "password", "credential", "sas")
+_UPLOAD_DELAYS = (0.2, 1.0, 5.0)
+"""Seconds before a failed upload is repeated."""
 _PASSWORD = re.compile(r"[^/]+://[^/@]*:[^/@]+@")
 
 
@@ -179,7 +184,21 @@ class Root:
             if isinstance(self.fs, MemoryFileSystem):
                 self.fs.pipe_file(target, staging.read_bytes())  # its put_file shows the file while it grows
             else:
-                self.fs.put_file(str(staging), target)
+                self._upload(staging, target)
+
+    def _upload(self, source: Path, target: str) -> None:
+        """PUT a whole file, again if that fails for a reason that may pass: a PUT may be repeated without harm."""
+        for attempt in itertools.count():
+            try:
+                self.fs.put_file(str(source), target)
+                return
+            except store_errors() as error:
+                lasting = isinstance(error, (PermissionError, FileNotFoundError)) or (
+                    isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+                )
+                if lasting or attempt == len(_UPLOAD_DELAYS):
+                    raise
+                time.sleep(_UPLOAD_DELAYS[attempt])
 
     def delete(self, key: str) -> None:
         """Remove one file."""
