@@ -12,12 +12,14 @@ from storage.columns import (
     WINDOW,
     box_column,
     boxes_of,
+    map_column,
     vector_column,
     vector_type,
     vectors_of,
     window_column,
     windows_of,
 )
+from storage.schemas import schema
 
 shapes = st.tuples(st.integers(0, 6), st.integers(1, 9))
 bits = hnp.arrays(np.uint16, shapes)
@@ -98,6 +100,20 @@ def test_vectors_of_a_column_are_read_only():
     back = vectors_of(vector_column(EXTREMES))
     with pytest.raises(ValueError, match="read-only"):
         back[0, 0] = 1
+
+
+# --- conv maps ---
+
+
+@given(st.lists(hnp.arrays(np.uint16, st.tuples(*[st.integers(1, 4)] * 3)), max_size=4))
+def test_maps_of_any_size_come_back_bit_for_bit(patterns):
+    column = map_column([values.view(np.float16) for values in patterns])
+    column.validate(full=True)
+    assert column.type == schema("maps").field("map").type
+    assert len(column) == len(patterns)
+    for row, values in zip(column, patterns, strict=True):
+        back = row.values.to_numpy(zero_copy_only=True).reshape(values.shape)
+        assert np.array_equal(back.view(np.uint16), values)
 
 
 # --- boxes and windows ---

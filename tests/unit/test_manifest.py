@@ -88,6 +88,12 @@ def test_keys_are_those_of_the_data(stored):
     assert [key.split("/")[-1][:2] for key in keys] == ["bb", "cc", "aa"]
 
 
+def test_names_are_those_of_the_winners(stored):
+    manifest = fold_winners(stored, "features")
+    assert [name.shard for name in manifest.names] == ["bb", "cc", "aa"]
+    assert set(manifest.names) == set(winners(stored, "features", METHOD).values())
+
+
 def test_a_folded_manifest_can_be_read(stored):
     made = fold_winners(stored, "features")
     assert stored.names(f"features/{METHOD}/manifest") == [f"{made.digest}.parquet"]

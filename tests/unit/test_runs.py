@@ -141,6 +141,12 @@ def test_an_incomplete_dataset_names_the_verb_that_makes_it(dataset, verb):
         dataset_record(FULL, dataset)
 
 
+def test_features_kept_as_maps_name_the_command_that_makes_vectors():
+    record = RunRecord(name="m", datasets={"windows": DatasetRecord(stage="extract", method="0123456789ab")})
+    with pytest.raises(StorageError, match=r"run 'm' .*conv maps.*`spp extract --set features\.store=vectors`"):
+        dataset_record(record, "features")
+
+
 def test_an_unknown_dataset_is_answered_with_the_nearest():
     with pytest.raises(StorageError, match=r"no dataset 'feature'; did you mean 'features'\? datasets: images, "):
         dataset_record(FULL, "feature")

@@ -9,7 +9,7 @@ import pytest
 import storage
 from storage.manifest import fold
 from storage.root import StorageError
-from storage.scan import manifest_of, scan_file, scan_manifest
+from storage.scan import file_metadata, manifest_of, scan_file, scan_manifest
 from storage.schemas import SCHEMA_VERSION, VERSION_KEY, schema
 from tests.stored import (
     DIM,
@@ -151,6 +151,13 @@ def test_a_dataset_of_nothing_is_empty(place):
     assert list(storage.scan(place, "objects")) == []
     assert storage.files(place, "objects") == []
     assert storage.open(place, "objects").to_table().equals(schema("objects").empty_table())
+
+
+def test_a_file_says_what_it_is(place):
+    layout = schema("features", DIM, {"method": METHOD, "levels": "6,3,2,1"})
+    commit = commit_features(place, "aa", {"a": 1}, layout=layout)
+    said = file_metadata(place, f"features/{METHOD}/{commit.data}")
+    assert said == {"schema_version": "1", "dataset": "features", "method": METHOD, "levels": "6,3,2,1"}
 
 
 def test_a_newer_file_is_refused_by_name(place):

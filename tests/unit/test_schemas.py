@@ -13,6 +13,8 @@ LAYOUT = {
     "objects": "image_id object_id class_name box difficult truncated",
     "proposals": "image_id proposal_id box method rank",
     "features": "image_id proposal_id box scale window feature",
+    "windows": "image_id proposal_id box scale window",
+    "maps": "image_id scale height width channels map",
     "truth_features": "image_id object_id class_name difficult box scale window feature",
 }
 """The columns of every dataset, in order."""
@@ -35,6 +37,8 @@ TYPES = {
     "box": BOX,
     "window": WINDOW,
     "feature": vector_type(12800),
+    "channels": pa.int32(),
+    "map": pa.list_(pa.field("element", pa.float16(), nullable=False)),
 }
 
 

@@ -1,3 +1,4 @@
+import duckdb
 import numpy as np
 import pytest
 
@@ -5,7 +6,9 @@ import storage
 from storage.manifest import fold
 from storage.root import StorageError, open_root
 from storage.runs import RunRecord, write_run
+from storage.schemas import schema
 from storage.sql import connect
+from storage.writer import ShardWriter
 from tests.stored import DIM, METHOD, ROWS, commit_features, feature_rows, publish_run, store_run
 
 
@@ -62,6 +65,18 @@ def test_an_empty_dataset_is_an_empty_view(place):
     connection = connect(place)
     assert connection.execute("select count(feature) from features").fetchone() == (0,)
     assert connection.execute("select count(class_name) from objects").fetchone() == (0,)
+
+
+def test_a_store_of_maps_has_every_column_of_features_but_the_vectors(place):
+    rows = feature_rows("a", 3).drop_columns(["feature"])
+    with ShardWriter(place, "windows", METHOD, "aa", schema("windows")) as writer:
+        writer.write_image("a", rows)
+        writer.commit()
+    publish_run(place, datasets=["windows"])
+    connection = connect(place)
+    assert connection.execute('select count(*) from features where "window".cx1 >= 0').fetchone() == (3,)
+    with pytest.raises(duckdb.BinderException, match="feature"):
+        connection.execute("select feature from features")
 
 
 def test_each_run_has_its_own_views(place):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import storage.writer
-from storage.columns import vector_column, vectors_of
+from storage.columns import map_column, vector_column, vectors_of
 from storage.commits import CommitName, LedgerRow, Upstream, commit_key, data_key, read_commits, winners
 from storage.schemas import SCHEMA_VERSION, schema
 from storage.writer import ROW_GROUP_BYTES, ShardWriter
@@ -187,6 +187,25 @@ def test_vectors_are_zstd_without_dictionary_statistics_or_byte_split(vector_fil
         assert not {"PLAIN_DICTIONARY", "RLE_DICTIONARY", "BYTE_STREAM_SPLIT"} & set(vector.encodings)
         assert all(column.is_stats_set for column in columns.values())
         assert columns["image_id"].has_dictionary_page
+
+
+def test_maps_are_stored_as_vectors_are(place):
+    maps = map_column([np.arange(12, dtype=np.float16).reshape(2, 3, 2), np.zeros((1, 1, 2), np.float16)])
+    columns = {"image_id": ["a", "a"], "scale": [480, 688], "height": [2, 1], "width": [3, 1], "channels": [2, 2]}
+    with ShardWriter(place, "maps", METHOD, "aa", schema("maps")) as writer:
+        writer.write_image("a", pa.table({**columns, "map": maps}))
+        parquet = parquet_of(place, writer.commit())
+    (column,) = [
+        column
+        for column in map(parquet.metadata.row_group(0).column, range(parquet.metadata.num_columns))
+        if column.path_in_schema.startswith("map.")
+    ]
+    assert column.compression == "ZSTD"
+    assert not column.has_dictionary_page
+    assert not column.is_stats_set
+    table = parquet.read()
+    assert table.schema.equals(schema("maps"))
+    assert table["map"].combine_chunks().equals(maps)
 
 
 def test_a_groups_statistics_name_its_image(vector_file):
