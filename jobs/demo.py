@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from jobs import features
 from jobs.config import load_config
 from jobs.drawing import CLASSES, draw_dataset
 from jobs.printing import in_bytes, print_json, print_run, print_table
@@ -94,7 +95,7 @@ def nearest_windows(root: Root, run_name: str) -> list[Match]:
     wanted = _unit(np.stack([truth["feature"] for truth in chosen]))
     tests, objects = _test_objects(root, run_name)
     best: list[tuple[float, str, np.ndarray]] = [(-1.0, "", np.zeros(4, np.float32))] * len(chosen)
-    for table in scan(root, "features", run_name, ["image_id", "box", "feature"], tests):
+    for table in features.scan(root, run_name, tests):
         image_id = table["image_id"][0].as_py()
         similarity = _unit(vectors_of(table["feature"]).astype(np.float32)) @ wanted.T  # (windows, truths)
         for number, row in enumerate(similarity.argmax(axis=0)):
