@@ -248,3 +248,10 @@ def test_a_damaged_image_gives_an_array_or_an_image_error(seed, data):
         damaged[data.draw(st.integers(30, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     end = data.draw(st.one_of(st.just(len(damaged)), st.integers(0, len(damaged))))
     assert_array_or_image_error(bytes(damaged[:end]))
+
+
+@pytest.mark.parametrize("seed", _SEEDS, ids=lambda seed: seed[:4].hex())
+def test_one_damaged_byte_and_a_cut_anywhere_give_an_array_or_an_image_error(seed):
+    for place in range(30, len(seed), max(1, len(seed) // 100)):
+        assert_array_or_image_error(seed[:place] + bytes([seed[place] ^ 255]) + seed[place + 1 :])
+        assert_array_or_image_error(seed[:place])
