@@ -10,6 +10,7 @@ give the rows, and so the shards, that are there already.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from storage.shards import shard_key, tiles
 from storage.writer import ShardWriter
 
 VERSION = 1
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 _HEADER_BYTES = 256 * 1024
 
 
@@ -75,13 +76,14 @@ class Index:
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where one image and its annotation should be."""
+    """Where one image and its annotation are, or why it is not used: type and message of a ledger row."""
 
     uri: str
     annotation: str
     splits: tuple[str, ...]
-    listing: str | None
-    problem: str | None = None
+    listing: str
+    problem: tuple[str, str] | None = None
+    note: str | None = None
 
 
 @dataclass
@@ -213,21 +215,33 @@ def _list_entries(config: DatasetConfig) -> tuple[dict[str, _Entry], fsspec.Abst
         pictures = _listing(fs, f"{devkit}/JPEGImages")
         annotations = f"{devkit}/Annotations"
         members: dict[str, list[str]] = {}
+        cut: dict[str, str] = {}
         for split in config.splits:
             text = _read_split(fs, f"{devkit}/ImageSets/Main/{split}.txt")
             if text is None:
                 continue
             found.add(split)
-            for image_id in text:
+            for line in text:
+                image_id = line if line in pictures else line.split()[0]
                 members.setdefault(image_id, []).append(split)
-        for image_id, splits in members.items():
+                if image_id != line:
+                    cut[image_id] = line
+        for image_id, named in members.items():
+            splits = tuple(dict.fromkeys(named))
             if image_id in entries:
-                entries[image_id] = _Entry("", "", tuple(splits), None, _duplicate(image_id, devkit))
-                continue
-            name, listing = pictures.get(image_id, (f"{image_id}.jpg", None))
-            uri = fs.unstrip_protocol(f"{devkit}/JPEGImages/{name}") if "://" in config.path else None
-            uri = uri or f"{devkit}/JPEGImages/{name}"
-            entries[image_id] = _Entry(uri, f"{annotations}/{image_id}.xml", tuple(dict.fromkeys(splits)), listing)
+                problem = ("DuplicateImage", _duplicate(image_id, devkit))
+                entries[image_id] = _Entry("", "", splits, "", problem)
+            elif image_id not in pictures or "::" in image_id:
+                folder = f"{devkit}/JPEGImages"
+                problem = _unusable(image_id, folder, splits, cut.get(image_id), image_id in pictures)
+                entries[image_id] = _Entry("", "", splits, "", problem)
+            else:
+                name, listing = pictures[image_id]
+                uri = f"{devkit}/JPEGImages/{name}"
+                uri = fs.unstrip_protocol(uri) if "://" in config.path else uri
+                often = [split for split in splits if named.count(split) > 1]
+                note = f"split {often[0]!r} names it {named.count(often[0])} times; it is taken once" if often else None
+                entries[image_id] = _Entry(uri, f"{annotations}/{image_id}.xml", splits, listing, note=note)
     for split in config.splits:
         if split not in found:
             there = sorted(
@@ -243,6 +257,20 @@ def _list_entries(config: DatasetConfig) -> tuple[dict[str, _Entry], fsspec.Abst
 
 def _duplicate(image_id: str, devkit: str) -> str:
     return f"image id {image_id!r} stands in two devkits, the second is {devkit}; rename one of the images"
+
+
+def _unusable(image_id: str, folder: str, splits: Sequence[str], line: str | None, there: bool) -> tuple[str, str]:
+    """Why no image is read for an id. Only what the listing of ``folder`` shows is ever opened, so no id leads out."""
+    named = f"split {splits[0]!r} names it; "
+    if there:
+        return "BadImageId", f"{folder}: an image id must not hold '::', which separates URLs; {named}rename the image"
+    if "/" in image_id:
+        text = f"{image_id!r} is a path, not the name of an image in {folder}; {named}"
+        return "BadImageId", f"{text}write names without folders and suffixes"
+    text = f"{folder}/{image_id}.jpg does not exist (nor with another suffix), but {named}add the image or remove it"
+    if line is not None:
+        text += f" from the split; of its line {line!r} the first word is the id, as no image has the whole line's name"
+    return "MissingImage", text
 
 
 def _devkits(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
@@ -266,21 +294,21 @@ def _listing(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, tuple[str,
     for info in sorted(fs.ls(folder, detail=True), key=lambda info: info["name"]):
         name = info["name"].rstrip("/").rsplit("/", 1)[-1]
         stem, dot, suffix = name.rpartition(".")
-        if stem and dot + suffix.lower() in _SUFFIXES:
+        if stem and dot + suffix.lower() in _SUFFIXES and info.get("type") != "directory":
             token = info.get("ETag") or info.get("mtime") or info.get("LastModified") or info.get("updated") or ""
             pictures.setdefault(stem, (name, f"{name} {info.get('size')} {token}"))
     return pictures
 
 
 def _read_split(fs: fsspec.AbstractFileSystem, path: str) -> list[str] | None:
-    """Image ids of a split file: the first word of each line; None if there is no such file."""
+    """The lines of a split file, without those that are blank; None if there is no such file."""
     try:
-        lines = fs.cat_file(path).decode("utf-8").splitlines()
+        lines = re.split(r"[\r\n]", fs.cat_file(path).decode("utf-8-sig"))
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
         raise UsageError(f"dataset: split file {path} is not UTF-8 text") from None
-    return [line.split()[0] for line in lines if line.strip()]
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _read_image(fs: fsspec.AbstractFileSystem, image_id: str, entry: _Entry, config: DatasetConfig) -> _Tile:
@@ -290,15 +318,14 @@ def _read_image(fs: fsspec.AbstractFileSystem, image_id: str, entry: _Entry, con
         return LedgerRow(image_id=image_id, stage="index", type=kind, message=message, level=level)
 
     if entry.problem:
-        return _Tile(ledger=[row("DuplicateImage", entry.problem)])
+        return _Tile(ledger=[row(*entry.problem)])
     try:
         height, width, turned, image_digest = _measure(fs, entry, config)
     except FileNotFoundError:
-        text = f"{entry.uri} does not exist, but split {entry.splits[0]!r} names it; add the image or remove the line"
-        return _Tile(ledger=[row("MissingImage", text)])
+        return _Tile(ledger=[row("MissingImage", f"{entry.uri} was listed and is gone; run `spp index` again")])
     except ContentError as error:
         return _Tile(ledger=[row(type(error).__name__, f"{entry.uri}: {error}")])
-    notes = []
+    notes = [row("NamedTwice", f"{entry.uri}: {entry.note}", "note")] if entry.note else []
     try:
         xml = fs.cat_file(entry.annotation)
         if turned is not None and stated_size(xml) == turned:
@@ -307,7 +334,7 @@ def _read_image(fs: fsspec.AbstractFileSystem, image_id: str, entry: _Entry, con
             text = f"read as its EXIF orientation turns it, {width} x {height}, which is the <size> of its annotation"
             notes.append(row("Turned", f"{entry.uri}: {text}", "note"))
         annotation = parse_annotation(xml, height, width)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         annotation = NO_OBJECTS
         text = f"{entry.annotation} does not exist; the image is taken as one without objects"
         notes.append(row("MissingAnnotation", text, "note"))
@@ -345,8 +372,6 @@ def _measure(
     if config.digest == "content":
         data = fs.cat_file(path)
         return *image_size(data), turned_size(data), f"sha256:{sha256(data)}"
-    if entry.listing is None:
-        raise FileNotFoundError(entry.uri)
     try:
         data = fs.cat_file(path, start=0, end=_HEADER_BYTES)
         height, width = image_size(data)

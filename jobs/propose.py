@@ -120,7 +120,10 @@ def propose_shard(work: ProposeShard) -> Commit | None:
     with ShardWriter(work.root, "proposals", work.method, work.shard, columns, revision=work.revision) as writer:
         for file in work.trial.images(work.images):
             if file.image_id in earlier.images:
-                writer.write_image(file.image_id, earlier.rows("proposals", file.image_id))
+                known = earlier.rows("proposals", file.image_id)
+                writer.write_image(file.image_id, known)
+                if known is None:
+                    ledger.append(_no_boxes(file))
                 continue
             try:
                 with clock.phase("decode"):
@@ -138,6 +141,8 @@ def propose_shard(work: ProposeShard) -> Commit | None:
                 ledger.append(file.ledger_row("propose", error))
                 continue
             count = len(boxes)
+            if not count:
+                ledger.append(_no_boxes(file))
             rows = {
                 "image_id": pa.array([file.image_id] * count, pa.string()),
                 "proposal_id": pa.array(range(count), pa.int32()),
@@ -150,3 +155,8 @@ def propose_shard(work: ProposeShard) -> Commit | None:
         if work.trial.alone is not None:
             return None
         return writer.commit(ledger=ledger, seconds=clock.seconds, producer=work.producer)
+
+
+def _no_boxes(file: ImageFile) -> LedgerRow:
+    text = f"{file.uri}: no proposals, and so no features"
+    return LedgerRow(image_id=file.image_id, stage="propose", type="NoProposals", message=text, level="note")

@@ -102,6 +102,10 @@ def _index(invocation: Invocation, record: RunRecord) -> Index:
         raise UsageError(f"dataset: the splits {', '.join(config.dataset.splits)} have no usable image{reason}")
     for row in index.ledger:
         _say(f"{'failed' if row.level == 'failed' else 'note'}: image {row.image_id}: {row.message}")
+    used = {split for splits in index.images["splits"].to_pylist() for split in splits}
+    for split in config.dataset.splits:
+        if split not in used:
+            _say(f"note: split {split!r} has no usable image")
     with ThreadPoolExecutor(config.execution.index_threads) as writers:
         for commits in writers.map(lambda tile: publish_tile(root, method, tile, done), rows):
             for commit in commits:

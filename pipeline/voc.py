@@ -16,6 +16,10 @@ from defusedxml.ElementTree import fromstring
 from pipeline.boxes import Boxes, as_boxes, clip, from_inclusive
 from pipeline.errors import AnnotationError
 
+MAX_BYTES = 16 * 1024 * 1024
+MAX_OBJECTS = 10_000
+"""Annotations beyond these are refused: each object becomes a vector, and all of an image's are in memory at once."""
+
 
 @dataclass(frozen=True)
 class Annotation:
@@ -41,12 +45,15 @@ def parse_annotation(xml: bytes, height: int, width: int) -> Annotation:
     A box that reaches beyond the image is cut at its border; one that is reversed, empty or wholly outside is left
     out; both, and a ``<size>`` that disagrees with the file, are said in ``notes``. Fractional coordinates are kept.
 
-    Raises AnnotationError for XML that cannot be parsed or that lacks a name, a box or a number.
+    Raises AnnotationError for XML that cannot be parsed, that lacks a name, a box or a number, or that has more than
+    ``MAX_BYTES`` bytes or ``MAX_OBJECTS`` objects.
     """
     root = _parse(xml)
     notes = _size_notes(root, height, width)
     names, boxes, difficult, truncated = [], [], [], []
     for number, element in enumerate(root.iter("object"), start=1):
+        if number > MAX_OBJECTS:
+            raise AnnotationError(f"the annotation has more than {MAX_OBJECTS} objects; shorten it, or tile the image")
         name = (element.findtext("name") or "").strip()
         if not name:
             raise AnnotationError(f"object {number} has no <name>; name its class")
@@ -80,6 +87,8 @@ def stated_size(xml: bytes) -> tuple[int, int] | None:
 
 
 def _parse(xml: bytes) -> Element:
+    if len(xml) > MAX_BYTES:
+        raise AnnotationError(f"the annotation has {len(xml)} bytes, more than {MAX_BYTES}; shorten it")
     try:
         return fromstring(xml, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # LookupError: an unknown encoding

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import AnnotationError
-from pipeline.voc import parse_annotation
+from pipeline.voc import MAX_BYTES, MAX_OBJECTS, parse_annotation, stated_size
 
 
 def an_object(name="dog", box=(1, 2, 30, 40), difficult=None, truncated=None):
@@ -189,6 +189,19 @@ def test_a_corner_that_is_no_number_is_an_annotation_error(corner, value):
     tag = ("xmin", "ymin", "xmax", "ymax")[corner]
     with pytest.raises(AnnotationError, match=f"object 1: <bndbox/{tag}> is .*; a number is needed"):
         parse(an_object(box=box))
+
+
+def test_an_annotation_of_too_many_bytes_or_objects_is_refused():
+    with pytest.raises(AnnotationError, match=f"more than {MAX_BYTES}; shorten it"):
+        parse_annotation(annotation() + b" " * MAX_BYTES, 60, 50)
+    assert len(parse(an_object() * MAX_OBJECTS).boxes) == MAX_OBJECTS
+    with pytest.raises(AnnotationError, match=f"more than {MAX_OBJECTS} objects"):
+        parse(an_object() * (MAX_OBJECTS + 1))
+
+
+@pytest.mark.parametrize(("size", "found"), [((50, 60), (60, 50)), (("5.5", 60), None), (("", ""), None), (None, None)])
+def test_the_stated_size_is_height_and_width_or_nothing(size, found):
+    assert stated_size(annotation(size=size)) == found
 
 
 def test_deep_nesting_is_no_stack_overflow():
