@@ -25,7 +25,7 @@ being YAML: `--set features.scales=[480,688]`. An unknown key or an impossible v
 
 _INTRODUCTIONS = {
     "dataset": "Only `digest` is part of a result's identity: a data set may move, and splits and classes may change.",
-    "proposals": "A key that belongs to the other method is refused. Each key changes what `propose` makes.",
+    "proposals": "A key that belongs to another method is refused. Each key changes what `propose` makes.",
     "features": "Each key but `store` changes the vectors. Of the weights their content counts, not their name.",
     "execution": "How and where the work runs. Nothing here changes any result.",
 }

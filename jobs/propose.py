@@ -7,6 +7,7 @@ The stage reports recall@0.5 and MABO per split when its last shard is there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 
 from jobs.earlier import Earlier
 from jobs.imagefile import ImageFile, read_image
-from jobs.settings import Settings
+from jobs.settings import NOT_IDENTITY, Settings
 from jobs.trial import Trial
 from storage.columns import box_column
 from storage.commits import Commit, LedgerRow
@@ -25,19 +26,33 @@ from storage.schemas import schema
 from storage.writer import ShardWriter
 
 if TYPE_CHECKING:
+    from pipeline.box_files import BoxConvention
+    from pipeline.boxes import Boxes
     from pipeline.proposals import ProposalMethod
 
 VERSION = 1
 BYTES_PER_BOX = 40
 
 _PARAMETERS = {"opencv": ("base_k", "inc_k", "sigma"), "selectivesearch": ("scale", "sigma", "min_size")}
+_OF_FILE = ("order", "base", "inclusive")
+_OF_SEARCH = ("min_side", "max_side", "seed")
 
 
 class ProposalsConfig(Settings):
     """The ``proposals:`` section of the config."""
 
-    method: Literal["opencv", "selectivesearch"] = "opencv"
-    """opencv: ximgproc selective search, fast mode. selectivesearch: the PyPI package, few boxes."""
+    method: Literal["opencv", "selectivesearch", "file"] = "opencv"
+    """opencv: ximgproc selective search, fast mode. selectivesearch: the PyPI package, few boxes. file: boxes computed
+    elsewhere."""
+    file: str | None = Field(None, json_schema_extra=NOT_IDENTITY)
+    """file: path or URL of a .parquet (image_id, x1 y1 x2 y2 or box, perhaps score) or of a .mat of the R-CNN family
+    (images, boxes). Its content counts, not its place. Read with dataset.storage_options."""
+    order: Literal["xyxy", "yxyx"] | None = None
+    """file: how a box is written, [x1 y1 x2 y2] or [y1 x1 y2 x2]. Must be given."""
+    base: Literal[0, 1] | None = None
+    """file: number of the first pixel. Must be given."""
+    inclusive: bool | None = None
+    """file: true if x2 and y2 are a box's last pixels, false if they are the first after it. Must be given."""
     base_k: int | None = Field(None, ge=1)
     """opencv: smallest k of the segmentations (50)."""
     inc_k: int | None = Field(None, ge=1)
@@ -49,24 +64,47 @@ class ProposalsConfig(Settings):
     min_size: int | None = Field(None, ge=1)
     """selectivesearch: smallest segment in pixels (50)."""
     min_side: int = Field(20, ge=1)
-    """Boxes with a side below so many pixels of the searched image are dropped."""
+    """All but file: boxes with a side below so many pixels of the searched image are dropped."""
     max_per_image: int = Field(2000, ge=1)
     """The first so many boxes are kept, in the method's own ranking."""
     max_side: int | None = Field(500, ge=32)
-    """Longer images are searched at this size."""
+    """All but file: longer images are searched at this size."""
     seed: int = 0
-    """Of the ranking; hashed with the image id."""
+    """All but file: of the ranking; hashed with the image id."""
 
     @model_validator(mode="after")
     def _parameters_belong_to_the_method(self) -> ProposalsConfig:
         for name in ("base_k", "inc_k", "sigma", "scale", "min_size"):
-            if getattr(self, name) is not None and name not in _PARAMETERS[self.method]:
+            if getattr(self, name) is not None and name not in _PARAMETERS.get(self.method, ()):
                 owners = [method for method, names in _PARAMETERS.items() if name in names]
                 raise ValueError(f"{name} belongs to method {' or '.join(owners)}, but method is {self.method}")
+        of_file = {name: getattr(self, name) for name in ("file", *_OF_FILE)}
+        if self.method != "file":
+            for name, value in of_file.items():
+                if value is not None:
+                    raise ValueError(f"{name} belongs to method file, but method is {self.method}")
+            return self
+        missing = [name for name, value in of_file.items() if value is None]
+        if missing:
+            raise ValueError(f"method file needs {', '.join(missing)}: say how its boxes are meant, none is guessed")
+        if not str(self.file).lower().endswith((".parquet", ".mat")):
+            raise ValueError(f"file must end in .parquet or .mat, not {self.file!r}")
+        for name in _OF_SEARCH:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} belongs to methods that search, but method is file")
         return self
 
+    def convention(self) -> BoxConvention:
+        """How the boxes of the file are meant."""
+        from pipeline.box_files import BoxConvention
+
+        assert self.order is not None
+        assert self.base is not None
+        assert self.inclusive is not None
+        return BoxConvention(self.order, self.base, self.inclusive)
+
     def proposal_method(self) -> ProposalMethod:
-        """The method with its parameters."""
+        """The method with its parameters, of those that search."""
         from pipeline.proposals import AlpacaSelectiveSearch, OpenCVSelectiveSearch
 
         given = {name: getattr(self, name) for name in _PARAMETERS[self.method]}
@@ -78,8 +116,12 @@ class ProposalsConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """The method's own parameters, defaults filled in, and what all methods share."""
         values = super().identity()
-        for name in {name for names in _PARAMETERS.values() for name in names}:
+        for name in {*_OF_FILE, *(name for names in _PARAMETERS.values() for name in names)}:
             del values[name]
+        if self.method == "file":
+            for name in _OF_SEARCH:
+                del values[name]
+            return {**values, "parameters": asdict(self.convention())}
         return {**values, "parameters": asdict(self.proposal_method())}  # type: ignore[call-overload]
 
 
@@ -96,11 +138,14 @@ class ProposeShard:
     config: ProposalsConfig
     producer: str
     trial: Trial = field(default_factory=Trial)
+    boxes: Mapping[str, Boxes] | None = None
+    """Of method file: image id to its boxes, best first."""
 
 
-def propose_method(config: ProposalsConfig, upstream: str) -> str:
-    """The method id of ``proposals``; ``upstream`` is that of ``images``."""
-    return method_id("propose", VERSION, config.identity(), upstream=[upstream])
+def propose_method(config: ProposalsConfig, upstream: str, content: str | None = None) -> str:
+    """The method id of ``proposals``; ``upstream`` is that of ``images``, ``content`` the file's digest, if any."""
+    given = {"content": content} if content is not None else {}
+    return method_id("propose", VERSION, {**config.identity(), **given}, upstream=[upstream])
 
 
 def propose_shard(work: ProposeShard) -> Commit | None:
@@ -109,11 +154,12 @@ def propose_shard(work: ProposeShard) -> Commit | None:
 
     from pipeline.errors import ContentError
     from pipeline.phases import PhaseClock
-    from pipeline.proposals import propose, seed_of
+    from pipeline.proposals import keep_given, propose, seed_of
 
     cv2.setNumThreads(1)
     clock = PhaseClock()
-    config, method = work.config, work.config.proposal_method()
+    config = work.config
+    method = config.proposal_method() if work.boxes is None else None
     ledger: list[LedgerRow] = work.trial.ledger("propose")
     earlier = Earlier(work.root, work.method, work.trial)
     columns = schema("proposals", metadata={"method": work.method, "producer": work.producer})
@@ -123,26 +169,31 @@ def propose_shard(work: ProposeShard) -> Commit | None:
                 known = earlier.rows("proposals", file.image_id)
                 writer.write_image(file.image_id, known)
                 if known is None:
-                    ledger.append(_no_boxes(file))
+                    ledger.append(_no_boxes(file, config))
                 continue
             try:
-                with clock.phase("decode"):
-                    image = read_image(file, work.storage_options)
-                with clock.phase("propose"):
-                    boxes = propose(
-                        method,
-                        image,
-                        seed_of(file.image_id, config.seed),
-                        min_side=config.min_side,
-                        max_boxes=config.max_per_image,
-                        max_side=config.max_side,
-                    )
+                if method is None:
+                    assert work.boxes is not None
+                    assert file.size is not None
+                    boxes = keep_given(work.boxes.get(file.image_id), *file.size, max_boxes=config.max_per_image)
+                else:
+                    with clock.phase("decode"):
+                        image = read_image(file, work.storage_options)
+                    with clock.phase("propose"):
+                        boxes = propose(
+                            method,
+                            image,
+                            seed_of(file.image_id, config.seed),
+                            min_side=config.min_side,
+                            max_boxes=config.max_per_image,
+                            max_side=config.max_side,
+                        )
             except ContentError as error:
                 ledger.append(file.ledger_row("propose", error))
                 continue
             count = len(boxes)
             if not count:
-                ledger.append(_no_boxes(file))
+                ledger.append(_no_boxes(file, config))
             rows = {
                 "image_id": pa.array([file.image_id] * count, pa.string()),
                 "proposal_id": pa.array(range(count), pa.int32()),
@@ -157,6 +208,7 @@ def propose_shard(work: ProposeShard) -> Commit | None:
         return writer.commit(ledger=ledger, seconds=clock.seconds, producer=work.producer)
 
 
-def _no_boxes(file: ImageFile) -> LedgerRow:
-    text = f"{file.uri}: no proposals, and so no features"
+def _no_boxes(file: ImageFile, config: ProposalsConfig) -> LedgerRow:
+    source = f" in {config.file}" if config.method == "file" else ""
+    text = f"{file.uri}: no proposals{source}, and so no features"
     return LedgerRow(image_id=file.image_id, stage="propose", type="NoProposals", message=text, level="note")

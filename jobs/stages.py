@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from jobs.boxfile import boxes_digest
 from jobs.config import RunConfig
 from jobs.errors import UsageError
 from jobs.extract import (
@@ -43,7 +44,9 @@ def planned_datasets(config: RunConfig, index: Index, index_method: str, body: L
     """The map datasets of a config: proposals, and with a body truth_features and features (or windows and maps)."""
     digests = index.digests()
     boxes = config.proposals.max_per_image
-    method = propose_method(config.proposals, index_method)
+    method = propose_method(
+        config.proposals, index_method, boxes_digest(config.proposals, config.dataset.storage_options)
+    )
     proposals = map_dataset("propose", "proposals", method, digests, boxes * BYTES_PER_BOX)
     if body is None:
         return [proposals]

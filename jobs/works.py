@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from jobs.boxfile import given_boxes
 from jobs.crews import ActorCrew, Crew, TaskCrew
 from jobs.execution import Resources
 from jobs.extract import ActorSettings, ExtractShard, LoadedBody, file_metadata, vector_length
@@ -35,6 +36,9 @@ def works_of(invocation: Invocation, index: Index, body: LoadedBody | None, foun
         return
     columns = index.images.select(["image_id", "uri", "digest", "height", "width"]).to_pydict()
     files = {i: ImageFile(i, u, d, (h, w)) for i, u, d, h, w in zip(*columns.values(), strict=True)}
+    given = None
+    if dataset.name == "proposals" and config.proposals.method == "file":
+        given = given_boxes(config.proposals, config.dataset.storage_options, list(files.values()))
     described = file_metadata(config.features, body, dataset.method, PRODUCER) if body else {}
     dim = vector_length(config.features, body) if body else 0
     object_ids = index.objects["image_id"].to_numpy(zero_copy_only=False)
@@ -49,8 +53,9 @@ def works_of(invocation: Invocation, index: Index, body: LoadedBody | None, foun
         images = tuple(files[image_id] for image_id in shard.image_ids)
         if dataset.name == "proposals":
             options = config.dataset.storage_options
+            boxes = None if given is None else {i: given[i] for i in shard.image_ids if i in given}
             return ProposeShard(
-                root, dataset.method, shard.key, revision, images, options, config.proposals, PRODUCER, trial
+                root, dataset.method, shard.key, revision, images, options, config.proposals, PRODUCER, trial, boxes
             )
         objects = None
         if dataset.name == "truth_features":

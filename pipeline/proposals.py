@@ -115,3 +115,11 @@ def propose(
     boxes = boxes[first_of_duplicates(boxes)][:max_boxes]
     factor = np.array([width / w, height / h, width / w, height / h], np.float32)
     return clip(boxes * factor, height, width)
+
+
+def keep_given(boxes: Boxes | None, height: int, width: int, *, max_boxes: int = 2000) -> Boxes:
+    """Of ranked boxes computed elsewhere (None: there are none), what ``propose`` would keep of its own: cut at the
+    image's border, with an area, each once, the first ``max_boxes``."""
+    kept = clip(as_boxes([] if boxes is None else boxes), height, width)
+    kept = kept[(kept[:, 2:] > kept[:, :2]).all(axis=1)]
+    return kept[first_of_duplicates(kept)][:max_boxes]
