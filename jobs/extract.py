@@ -8,6 +8,7 @@ neither through Ray's object store nor through the driver. The actor is in ``job
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,13 +31,16 @@ if TYPE_CHECKING:
 VERSION = 1
 TRUTH_BOXES_PER_IMAGE = 64
 """Ground-truth boxes of one image that a shard of ``truth_features`` is cut for."""
+BODY_NAMES = ("alexnet", "efficientnet_lite0", "resnet50", "squeezenet1_1", "vgg16", "zf5")
+"""The names in ``pipeline.bodies.BODIES``, which a command that needs no network can check without torch."""
 
 
 class FeaturesConfig(Settings):
     """The ``features:`` section of the config."""
 
-    body: Literal["alexnet", "efficientnet_lite0"] = "alexnet"
-    """The convolutional body."""
+    body: str = "alexnet"
+    """The convolutional body: alexnet, efficientnet_lite0, resnet50, squeezenet1_1, vgg16, zf5, or timm:NAME for a
+    convolutional model of the timm library; see docs/bodies.md."""
     weights: str = "default"
     """default: the published ones; random: seeded; or the path of a .safetensors, .pt or .pth state dict."""
     seed: int = 0
@@ -53,6 +57,15 @@ class FeaturesConfig(Settings):
     """Larger scaled images are taken at the largest smaller size that fits."""
     store: Literal["vectors", "maps"] = "vectors"
     """vectors: a row per window, to query; maps: the conv maps, 6 to 40 times smaller, pooled while they are read."""
+
+    @field_validator("body")
+    @classmethod
+    def _body_is_known(cls, body: str) -> str:
+        if body not in BODY_NAMES and not (body.startswith("timm:") and body != "timm:"):
+            close = difflib.get_close_matches(body, BODY_NAMES, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"{hint}the bodies are {', '.join(BODY_NAMES)} and timm:NAME")
+        return body
 
     @field_validator("scales")
     @classmethod
@@ -85,12 +98,14 @@ class LoadedBody:
 
 
 def load_body(config: FeaturesConfig) -> LoadedBody:
-    """Read the weights once, on the driver. UsageError if they cannot be had."""
-    from pipeline.bodies import BODIES, WeightsError, load_state, weights_digest
+    """Read the weights once, on the driver. UsageError if they or the body cannot be had."""
+    from pipeline.bodies import UnsuitableBodyError, WeightsError, body_spec, load_state, weights_digest
 
-    spec = BODIES[config.body]
     try:
+        spec = body_spec(config.body)
         state = load_state(spec, config.weights, config.seed)
+    except UnsuitableBodyError as error:
+        raise UsageError(f"features.body: {error}") from error
     except WeightsError as error:
         raise UsageError(f"features.weights: {error}") from error
     return LoadedBody(spec, state, weights_digest(state))

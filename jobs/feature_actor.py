@@ -24,7 +24,7 @@ from jobs.earlier import Earlier
 from jobs.extract import ActorSettings, ExtractShard
 from jobs.imagefile import ImageFile, read_image
 from pipeline import pyramid
-from pipeline.bodies import BODIES, Body
+from pipeline.bodies import Body, body_spec
 from pipeline.boxes import Boxes
 from pipeline.errors import ContentError
 from pipeline.extraction import RegionExtractor
@@ -50,7 +50,7 @@ class FeatureActor:
         self._settings = settings
         config = settings.config
         weights = {name: torch.from_numpy(np.array(values)) for name, values in state.items()}
-        body = Body(BODIES[config.body], weights, settings.device)
+        body = Body(body_spec(config.body), weights, settings.device)
         self._extractor = RegionExtractor(
             body,
             scales=config.scales,

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import AlexNet_Weights, alexnet
+from torchvision.models import AlexNet_Weights
 
-from pipeline.bodies.body import BodySpec, State
+from pipeline.bodies.body import IMAGENET_MEAN, IMAGENET_STD, BodySpec, State
 from pipeline.bodies.weights import download_state
 from pipeline.receptive_field import Layer
-
-_IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-_IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
 class AlexNetBody(nn.Module):
@@ -18,7 +15,21 @@ class AlexNetBody(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = alexnet(weights=None).features[:12]
+        # Not alexnet().features: that would first fill 230 MB of fully connected weights with random numbers.
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, 11, stride=4, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+        )
 
     def forward(self, batch):
         return self.features(batch)
@@ -40,8 +51,8 @@ ALEXNET = BodySpec(
         Layer(3, padding=1),
     ),
     channels=256,
-    mean=_IMAGENET_MEAN,
-    std=_IMAGENET_STD,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     build=AlexNetBody,
     published=_published,
 )

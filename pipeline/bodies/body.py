@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.images import RGB
 from pipeline.receptive_field import Geometry, Layer, geometry, map_length, smallest_input
@@ -18,15 +20,24 @@ from pipeline.windows import scaled_size
 
 State = Mapping[str, torch.Tensor]
 
+IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+"""RGB, in units of 0..255: what torchvision's classifiers were trained with."""
+
+
+class UnsuitableBodyError(ValueError):
+    """A body that does not exist, is not installed, or has no map on which windows could be found."""
+
 
 @dataclass(frozen=True)
 class BodySpec:
     """A body without its weights.
 
-    ``layers`` are those that move or shrink the map, in one axis, from the image to the map. ``mean`` and ``std`` are
-    RGB, in units of 0..255. ``pad_to``: the preprocessed image is zero-padded right and below to a multiple of this.
-    ``build`` makes the network, its weights random; ``published`` returns the state of the weights that stand behind
-    ``weights: default``, or raises WeightsError. ``fuse`` readies a loaded network for inference.
+    ``layers`` are those that move or shrink the map, in one axis, from the image to the map. ``colour_order`` is that
+    of the network's input; ``mean`` and ``std`` are in that order, in units of 0..255. ``pad_to``: the preprocessed
+    image is zero-padded right and below to a multiple of this. ``build`` makes the network, its weights random;
+    ``published`` returns the state of the weights that stand behind ``weights: default``, or raises WeightsError.
+    ``fuse`` readies a loaded network for inference.
     """
 
     name: str
@@ -36,6 +47,7 @@ class BodySpec:
     std: tuple[float, float, float]
     build: Callable[[], nn.Module]
     published: Callable[[], State]
+    colour_order: Literal["RGB", "BGR"] = "RGB"
     pad_to: int = 1
     fuse: Callable[[nn.Module], nn.Module] = lambda network: network
 
@@ -97,8 +109,10 @@ class Body:
 
     @torch.inference_mode()
     def preprocess(self, resized: RGB) -> torch.Tensor:
-        """A uint8 RGB image as the network's input: normalised, zero-padded, float32 (1, 3, height, width)."""
+        """A uint8 RGB image as the network's input: its colour order, normalised, zero-padded; float32 (1, 3, h, w)."""
         pixels = torch.from_numpy(np.ascontiguousarray(resized)).to(self.device)
+        if self.spec.colour_order == "BGR":
+            pixels = pixels.flip(2)
         batch = pixels.permute(2, 0, 1)[None].float()  # (1, 3, H, W), channels last
         batch = batch.sub_(self._mean).div_(self._std)
         bottom = self.spec.padded_length(resized.shape[0]) - resized.shape[0]
@@ -111,6 +125,18 @@ class Body:
     def conv_map_of(self, batch: torch.Tensor) -> torch.Tensor:
         """The whole map of one preprocessed image: float32 (channels, height, width)."""
         return self._network(batch)[0]
+
+
+def fold_norm(module: nn.Module, conv: str, norm: str) -> None:
+    """Fold the batch normalisation ``norm`` into the convolution ``conv`` before it, both children of ``module``.
+
+    The same function in fewer passes over memory.
+    """
+    before, after = module.get_submodule(conv), module.get_submodule(norm)
+    assert isinstance(before, nn.Conv2d)
+    assert isinstance(after, nn.BatchNorm2d)
+    setattr(module, conv, fuse_conv_bn_eval(before, after))
+    setattr(module, norm, nn.Identity())
 
 
 def weights_digest(state: State) -> str:

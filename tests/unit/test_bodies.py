@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import itertools
 import math
 from pathlib import Path
@@ -6,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision.models as published
 from torch import nn
-from torchvision.models import AlexNet_Weights, alexnet
 from torchvision.transforms.functional import normalize
 
-from pipeline.bodies import BODIES, Body, load_state, weights_digest
-from pipeline.bodies.alexnet import ALEXNET
+from jobs.extract import BODY_NAMES
+from pipeline.bodies import BODIES, Body, UnsuitableBodyError, body_spec, load_state, weights_digest
 from pipeline.bodies.efficientnet_lite import EFFICIENTNET_LITE0, EfficientNetLite0Body
+from pipeline.bodies.resnet import RESNET50, ResNet50Body
 from pipeline.bodies.weights import read_state
 from pipeline.images import decode_image
 from pipeline.windows import scaled_size
@@ -45,12 +47,33 @@ def settled(network, seed=0):
 # --- what every body holds to ---
 
 
+def test_a_body_is_found_by_its_name():
+    assert all(body_spec(name) is spec and spec.name == name for name, spec in BODIES.items())
+    assert tuple(BODIES) == BODY_NAMES
+    with pytest.raises(UnsuitableBodyError, match=r"no body 'alexnot'; the bodies are alexnet, .*zf5 and timm:NAME"):
+        body_spec("alexnot")
+
+
+PARAMETERS = {  # weights and biases, of the published definitions up to the map
+    "alexnet": (3 * 64 * 121 + 64) + (64 * 192 * 25 + 192) + (192 * 384 + 384 * 256 + 256 * 256) * 9 + 384 + 256 + 256,
+    "zf5": (3 * 96 * 49 + 96) + (96 * 256 * 25 + 256) + (256 * 384 + 384 * 384 + 384 * 256) * 9 + 384 + 384 + 256,
+    "vgg16": 14_714_688,
+    "squeezenet1_1": 722_496,
+    "resnet50": 8_543_296,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_body_has_the_parameters_of_its_definition(name):
+    assert sum(parameter.numel() for parameter in BODIES[name].build().parameters()) == PARAMETERS[name]
+
+
 @pytest.mark.parametrize("name", BODIES)
 def test_the_map_has_the_size_and_channels_that_are_announced(name, bodies):
     spec = BODIES[name]
     sizes = [*itertools.product((1, 2, 16, 33, 64), (1, 7, 63)), (120, 161), (97, 240), (240, 96), (5, 200)]
     for (height, width), scale in itertools.product(sizes, (1, 16, 63, 100)):
-        if max(scaled_size(height, width, scale)) > 400:
+        if max(scaled_size(height, width, scale)) > (200 if name == "vgg16" else 400):  # it is slow
             continue
         conv_map = bodies[name].conv_map(noise(height, width), scale)
         assert conv_map.shape == (spec.channels, *spec.map_size(height, width, scale))
@@ -59,8 +82,11 @@ def test_the_map_has_the_size_and_channels_that_are_announced(name, bodies):
 
 @pytest.mark.parametrize("name", BODIES)
 def test_the_map_is_the_networks_own_at_the_scales_in_use(name, bodies):
-    image = noise(150, 203)
-    assert bodies[name].conv_map(image, 480).shape[1:] == BODIES[name].map_size(150, 203, 480)
+    for scale in (480, 576, 688, 864, 1200):
+        narrow = bodies[name].preprocess(noise(scale, 32))  # the whole of a photograph would take long
+        cells = (BODIES[name].map_length(scale), BODIES[name].map_length(32))
+        assert bodies[name].conv_map_of(narrow)[:, : cells[0], : cells[1]].shape[1:] == cells
+        assert bodies[name].conv_map_of(narrow).shape[1] - cells[0] <= (BODIES[name].pad_to > 1)
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -84,7 +110,8 @@ def test_a_map_knows_no_gradient(name, bodies):
 def test_preprocessing_normalises_then_pads_with_zeros_right_and_below(name, bodies):
     spec, image = BODIES[name], noise(71, 90)
     batch = bodies[name].preprocess(image)
-    expected = normalize(torch.from_numpy(image).permute(2, 0, 1).float(), spec.mean, spec.std)
+    colours = {"RGB": [0, 1, 2], "BGR": [2, 1, 0]}[spec.colour_order]
+    expected = normalize(torch.from_numpy(image).permute(2, 0, 1)[colours].float(), spec.mean, spec.std)
     assert batch.shape == (1, 3, spec.padded_length(71), spec.padded_length(90))
     torch.testing.assert_close(batch[0, :, :71, :90], expected)
     assert not batch[:, :, 71:].any()
@@ -116,26 +143,85 @@ def test_the_image_is_resized_bilinearly_without_antialiasing(name, bodies, monk
         np.testing.assert_allclose(seen[-1], expected[0].permute(1, 2, 0).numpy(), atol=1)
 
 
-# --- alexnet ---
+# --- torchvision's ---
+
+PEERS = {  # body: torchvision's network, what of it ends in the map, its weights
+    "alexnet": (published.alexnet, lambda net: net.features[:12], published.AlexNet_Weights.IMAGENET1K_V1),
+    "vgg16": (published.vgg16, lambda net: net.features[:30], published.VGG16_Weights.IMAGENET1K_V1),
+    "squeezenet1_1": (
+        published.squeezenet1_1,
+        lambda net: net.features,
+        published.SqueezeNet1_1_Weights.IMAGENET1K_V1,
+    ),
+    "resnet50": (
+        published.resnet50,
+        lambda net: nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3),
+        published.ResNet50_Weights.IMAGENET1K_V1,
+    ),
+}
 
 
-def test_alexnet_is_torchvisions_up_to_conv5s_relu(bodies):
-    state = load_state(ALEXNET, "random", seed=3)
-    peer = alexnet(weights=None).eval()
-    peer.load_state_dict(dict(state), strict=False)
+def peer(name):
+    """Torchvision's network with random weights, without memory for those behind the map, and its way to the map."""
+    build, up_to_the_map, _ = PEERS[name]
+    with torch.device("meta"):
+        network = build(weights=None)
+    up_to_the_map(network).to_empty(device="cpu")
+    network.load_state_dict(dict(load_state(BODIES[name], "random", seed=3)), strict=False, assign=True)
+    return network, settled(up_to_the_map(network))
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_map_is_that_of_torchvisions_network(name):
+    network, up_to_the_map = peer(name)
+    wanted = BODIES[name].build().state_dict()
+    state = {key: values for key, values in network.state_dict().items() if key in wanted}
+    assert list(state) == list(wanted), "named as torchvision names them"
     batch = torch.randn(1, 3, 127, 190, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected = peer.features[:12](batch)[0]
-    torch.testing.assert_close(Body(ALEXNET, state).conv_map_of(batch), expected)
-    assert isinstance(peer.features[11], nn.ReLU)
-    assert isinstance(peer.features[12], nn.MaxPool2d)
+        expected = up_to_the_map(batch)[0]
+    found = Body(BODIES[name], state).conv_map_of(batch)
+    assert found.shape == expected.shape
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert (found >= 0).all(), "after a ReLU"
 
 
-def test_alexnet_takes_what_torchvision_trained_it_on(bodies):
-    preset = AlexNet_Weights.IMAGENET1K_V1.transforms()
+@pytest.mark.parametrize(("name", "module", "kind"), [("alexnet", 12, nn.MaxPool2d), ("vgg16", 30, nn.MaxPool2d)])
+def test_a_map_is_taken_before_the_last_pooling(name, module, kind):
+    network, _ = peer(name)
+    assert [type(m) for m in network.features[module - 1 :]] == [nn.ReLU, kind]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_default_weights_are_torchvisions(name, monkeypatch):
+    asked = []
+    module = importlib.import_module(BODIES[name].published.__module__)
+    monkeypatch.setattr(module, "download_state", lambda url: asked.append(url) or {})
+    BODIES[name].published()
+    assert asked == [PEERS[name][2].url]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_body_takes_what_torchvision_trained_it_on(name, bodies):
+    preset = PEERS[name][2].transforms()
     image = noise(64, 80)
     expected = normalize(torch.from_numpy(image).permute(2, 0, 1) / 255, preset.mean, preset.std)
-    torch.testing.assert_close(bodies["alexnet"].preprocess(image)[0], expected)
+    torch.testing.assert_close(bodies[name].preprocess(image)[0], expected)
+
+
+# --- batch normalisation folded into convolutions ---
+
+
+@pytest.mark.parametrize(("spec", "build"), [(EFFICIENTNET_LITE0, EfficientNetLite0Body), (RESNET50, ResNet50Body)])
+def test_fused_batch_norms_change_nothing_but_the_last_digits(spec, build):
+    network = settled(build())
+    body = Body(spec, network.state_dict())
+    batch = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = network(batch)[0]
+    found = body.conv_map_of(batch)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in body._network.modules())
 
 
 # --- efficientnet_lite0 ---
@@ -168,17 +254,6 @@ def test_efficientnets_strided_convolutions_are_padded_as_tensorflow_pads():
         found = conv(pad(impulse))
         assert found.shape[2:] == (4, 4)
         torch.testing.assert_close(found[0, :, 0, 0], conv.weight[:, :, before, before].sum(1))
-
-
-def test_fused_batch_norms_change_nothing_but_the_last_digits():
-    network = settled(EfficientNetLite0Body())
-    body = Body(EFFICIENTNET_LITE0, network.state_dict())
-    batch = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        expected = network(batch)[0]
-    found = body.conv_map_of(batch)
-    assert (found - expected).norm() < 1e-5 * expected.norm()
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in body._network.modules())
 
 
 def test_dilation_gives_the_published_networks_cells_and_those_between():

@@ -62,7 +62,13 @@ def test_a_mistake_in_the_command(arguments, says, capsys, monkeypatch):
     [
         ("featurs.body=alexnet", "unknown key 'featurs'; did you mean 'features'?"),
         ("features.bdy=alexnet", "unknown key 'features.bdy'; did you mean 'body'?"),
-        ("features.body=alexnett", "features.body: input should be 'alexnet'"),
+        (
+            "features.body=alexnett",
+            "features.body: did you mean 'alexnet'? the bodies are alexnet, efficientnet_lite0, ",
+        ),
+        ("features.body=timm:", "zf5 and timm:NAME, not 'timm:'"),
+        ("features.body=timm:resnet81", "features.body: timm "),
+        ("features.body=timm:vit_tiny_patch16_224", "'timm:vit_tiny_patch16_224' cannot be used: "),
         ("features.scales=big", "features.scales"),
         ("features.scales=[480, 480]", "distinct"),
         ("features.pyramid=[0]", "features.pyramid"),

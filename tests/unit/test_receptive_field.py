@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -7,10 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.bodies import BODIES
-from pipeline.bodies.zf5 import ZF5_LAYERS
+from pipeline.bodies.zf5 import ZF5_LAYERS, WithinChannelNorm
 from pipeline.receptive_field import Layer, geometry, map_length, smallest_input
 
-LAYERS = {"zf5": ZF5_LAYERS} | {name: spec.layers for name, spec in BODIES.items()}
+LAYERS = {name: spec.layers for name, spec in BODIES.items()}
 
 layers = st.builds(
     Layer,
@@ -54,9 +55,14 @@ def test_zf5_lengths_on_the_way_are_the_released_nets():
     assert on_the_way == [224, 110, 55, 26, 13, 13, 13, 13]
 
 
-@pytest.mark.parametrize("name", ["zf5", "alexnet", "efficientnet_lite0"])
+@pytest.mark.parametrize("name", BODIES)
 def test_the_stride_is_16(name):
     assert geometry(LAYERS[name]).stride == 16
+
+
+@pytest.mark.parametrize(("name", "size"), [("zf5", 139), ("alexnet", 163), ("vgg16", 196)])
+def test_receptive_fields_have_the_sizes_known_from_the_literature(name, size):
+    assert geometry(LAYERS[name]).size == size
 
 
 @given(layers, st.integers(1, 60))
@@ -109,50 +115,49 @@ def test_the_smallest_input_gives_a_cell_and_one_pixel_less_gives_none(stack):
 # of one cell is then positive exactly where that cell looks.
 
 
+class Averaging(nn.Module):
+    """A convolution of equal weights: its channels are all the same, so one is computed and copied."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.channels, self.placing = conv.out_channels, (conv.stride, conv.padding, conv.dilation)
+        self.register_buffer("kernel", torch.full((1, 1, *conv.kernel_size), 1 / math.prod(conv.kernel_size)))
+
+    def forward(self, batch):
+        return nn.functional.conv2d(batch.mean(1, keepdim=True), self.kernel, None, *self.placing).repeat(
+            1, self.channels, 1, 1
+        )
+
+
 def linear(module):
     """The same geometry, in place, with nothing but positive sums."""
     for name, child in module.named_children():
-        if isinstance(child, nn.MaxPool2d):
+        if isinstance(child, nn.Conv2d):
+            setattr(module, name, Averaging(child))
+        elif isinstance(child, nn.MaxPool2d):
             setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode))
-        elif isinstance(child, (nn.ReLU, nn.ReLU6, nn.BatchNorm2d)):
+        elif isinstance(child, (nn.ReLU, nn.ReLU6, nn.BatchNorm2d, WithinChannelNorm)):
             setattr(module, name, nn.Identity())
         else:
             linear(child)
-    for parameter in module.parameters(recurse=False):
-        nn.init.constant_(parameter, 1 / parameter[0].numel() if parameter.ndim > 1 else 0)
     return module.double().eval()
-
-
-def network_of(layers):
-    """A one-channel network of a layer list; what rounds lengths up is a pooling."""
-    stack = [
-        nn.AvgPool2d(x.kernel, x.stride, x.padding, ceil_mode=True)
-        if x.ceil
-        else nn.Conv2d(1, 1, x.kernel, x.stride, x.padding, x.dilation, bias=False)
-        for x in layers
-    ]
-    return linear(nn.Sequential(*stack))
 
 
 @pytest.fixture(scope="module")
 def linear_networks():
     networks = {name: linear(spec.build()) for name, spec in BODIES.items()}
-    return networks | {"zf5": network_of(ZF5_LAYERS)}
+    assert not any(list(network.parameters()) for network in networks.values()), "every layer was replaced"
+    return networks
 
 
 def support(network, height, width, padded, cell):
     """Rows and columns (first, last) of the image that a cell (row, column) of the network's map depends on."""
-    channels = next(network.parameters()).shape[1]
-    image = torch.ones(1, channels, height, width, dtype=torch.float64, requires_grad=True)
+    image = torch.ones(1, 3, height, width, dtype=torch.float64, requires_grad=True)
     batch = nn.functional.pad(image, (0, padded[1] - width, 0, padded[0] - height))
     conv_map = network(batch)
     gradient = torch.autograd.grad(conv_map[0, :, cell[0], cell[1]].sum(), image)[0].sum(dim=(0, 1))
     rows, columns = gradient.sum(1).nonzero().flatten(), gradient.sum(0).nonzero().flatten()
     return conv_map.shape[2:], (int(rows[0]), int(rows[-1])), (int(columns[0]), int(columns[-1]))
-
-
-def padded_length(name, n):
-    return BODIES[name].padded_length(n) if name in BODIES else max(n, smallest_input(LAYERS[name]))
 
 
 @pytest.mark.parametrize("more", [1, 8, 23, 32, 45])
@@ -163,7 +168,7 @@ def test_the_gradient_of_a_cell_is_centred_where_the_geometry_says(name, axis, m
     field = geometry(LAYERS[name])
     length, other = field.size + field.stride + more, 80
     size = (length, other) if axis == "y" else (other, length)
-    padded = tuple(padded_length(name, n) for n in size)
+    padded = tuple(BODIES[name].padded_length(n) for n in size)
     whole = [i for i in range(length) if seen_by(LAYERS[name], i)[0] >= 0 and seen_by(LAYERS[name], i)[1] < length]
     assert whole, "some cell sees no border"
     for cell in {whole[0], whole[-1]}:
@@ -175,11 +180,11 @@ def test_the_gradient_of_a_cell_is_centred_where_the_geometry_says(name, axis, m
         assert cells == tuple(map_length(LAYERS[name], n) for n in padded)
 
 
-@pytest.mark.parametrize("name", ["zf5", "alexnet"])
+@pytest.mark.parametrize("name", ["zf5", "alexnet", "squeezenet1_1", "vgg16"])
 def test_the_gradient_is_centred_in_both_axes_at_once(name, linear_networks):
     field = geometry(LAYERS[name])
     height, width = field.size + 40, field.size + 61
-    cell = (5, 6)  # sees no border
+    cell = next((i, i + 1) for i in range(99) if seen_by(LAYERS[name], i)[0] >= 0)  # sees no border
     _, rows, columns = support(linear_networks[name], height, width, (height, width), cell)
     assert sum(rows) / 2 == field.centre + cell[0] * field.stride
     assert sum(columns) / 2 == field.centre + cell[1] * field.stride

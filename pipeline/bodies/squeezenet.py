@@ -1,0 +1,39 @@
+"""SqueezeNet 1.1 as torchvision publishes it: fire9, the last module before the classifier."""
+
+from __future__ import annotations
+
+from torch import nn
+from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+
+from pipeline.bodies.body import IMAGENET_MEAN, IMAGENET_STD, BodySpec, State
+from pipeline.bodies.weights import download_state
+from pipeline.receptive_field import Layer
+
+_POOLING = Layer(3, stride=2, ceil=True)
+_FIRE = Layer(3, padding=1)  # the wider of its two branches; the other is 1x1, and centred alike
+
+
+class SqueezeNetBody(nn.Module):
+    """(B, 3, H, W) to (B, 512, h, w); parameters are named as in torchvision's ``squeezenet1_1``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = squeezenet1_1(weights=None).features
+
+    def forward(self, batch):
+        return self.features(batch)
+
+
+def _published() -> State:
+    return download_state(SqueezeNet1_1_Weights.IMAGENET1K_V1.url)
+
+
+SQUEEZENET1_1 = BodySpec(
+    name="squeezenet1_1",
+    layers=(Layer(3, stride=2), _POOLING, _FIRE, _FIRE, _POOLING, _FIRE, _FIRE, _POOLING, *(_FIRE,) * 4),
+    channels=512,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+    build=SqueezeNetBody,
+    published=_published,
+)
