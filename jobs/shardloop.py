@@ -231,6 +231,8 @@ class ShardLoop:
         else:
             self._listener.failed(work, f"it brought down {work.deaths} workers; its images are tried one by one")
             left = [image_id for image_id in work.image_ids if image_id not in work.trial.excluded]
+            if not left:
+                raise RunFailed(f"{work.stage}: workers die on shard {work.shard} of {work.dataset}: {reason}")
             suspects = _Suspects(work, len(left))
             for image_id in left:
                 alone = Trial(alone=image_id, earlier=work.trial.earlier)
@@ -257,6 +259,11 @@ class ShardLoop:
         if suspects.left:
             return
         shard = suspects.shard
+        if len(suspects.guilty) == len(shard.image_ids) > 1:
+            raise RunFailed(
+                f"{shard.stage}: workers die on every image of shard {shard.shard} of {shard.dataset}, so the images "
+                f"are not to blame: {next(iter(suspects.guilty.values()))}"
+            )
         excluded = {**shard.trial.excluded, **suspects.guilty}
         shard.trial = Trial(excluded=excluded, earlier=shard.trial.earlier)
         shard.deaths = 0
