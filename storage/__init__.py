@@ -3,7 +3,7 @@
 Knows neither Ray nor the method. The layout under one root::
 
     runs/<name>.json                                         a run: config, versions, datasets, exit status
-    <dataset>/<method>/data/<shard>.r<rev>.<attempt>.parquet the rows, one row group per image
+    <dataset>/<method>/data/<shard>.r<rev>.<attempt>.parquet the rows, no row group of two images
                        commit/<shard>.r<rev>.<attempt>.json  written last; what has none does not exist
                        manifest/<digest>.parquet             the winning commits of one set of shards
 """
