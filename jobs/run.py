@@ -37,7 +37,7 @@ from jobs.shards import MapDataset, Survey, survey_after
 from jobs.stages import DATASETS_OF, FEATURE_STORES, Invocation, planned_datasets, recorded_index
 from storage.commits import winners
 from storage.manifest import Manifest, fold, read_manifest
-from storage.root import Root, StorageError
+from storage.root import Root, StorageError, store_errors
 from storage.runs import DatasetRecord, RunRecord, check_run_name, read_run, run_names, write_run
 
 _PACKAGES = ("spp-pipeline", "ray", "torch", "torchvision", "pyarrow", "numpy", "opencv-contrib-python-headless")
@@ -259,7 +259,10 @@ def _recorded(root: Root, record: RunRecord) -> Iterator[None]:
         raise
     finally:
         record.finished = _now()
-        write_run(root, record)
+        try:
+            write_run(root, record)
+        except store_errors() as error:
+            _say(f"the run's record could not be written: {error}")
 
 
 def _now() -> str:
