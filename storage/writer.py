@@ -21,7 +21,7 @@ from storage.schemas import BULK_COLUMNS
 ROW_GROUP_BYTES = 8 * 1024 * 1024
 """An image of more bytes is split into several row groups; never are two images in one.
 
-A reader needs four to six times the bytes of a group; smaller ones cost nothing to write, store or scan
+A reader needs several times the bytes of a group; smaller ones cost nothing to write, store or scan
 (benchmarks/store.py).
 """
 
