@@ -34,10 +34,10 @@ class BodySpec:
     """A body without its weights.
 
     ``layers`` are those that move or shrink the map, in one axis, from the image to the map. ``colour_order`` is that
-    of the network's input; ``mean`` and ``std`` are in that order, in units of 0..255. ``pad_to``: the preprocessed
-    image is zero-padded right and below to a multiple of this. ``build`` makes the network, its weights random;
-    ``published`` returns the state of the weights that stand behind ``weights: default``, or raises WeightsError.
-    ``fuse`` readies a loaded network for inference.
+    of the network's input; ``mean`` and ``std`` are in that order, in units of 0..255. The preprocessed image is
+    zero-padded right and below to a multiple of ``pad_to``, and to ``least`` pixels. ``build`` makes the network, its
+    weights random; ``published`` returns the state of the weights that stand behind ``weights: default``, or raises
+    WeightsError. ``fuse`` readies a loaded network for inference.
     """
 
     name: str
@@ -49,6 +49,7 @@ class BodySpec:
     published: Callable[[], State]
     colour_order: Literal["RGB", "BGR"] = "RGB"
     pad_to: int = 1
+    least: int = 1
     fuse: Callable[[nn.Module], nn.Module] = lambda network: network
 
     @cached_property
@@ -58,8 +59,8 @@ class BodySpec:
 
     @cached_property
     def smallest_input(self) -> int:
-        """Sides shorter than this are zero-padded to it: below, there would be no cell."""
-        return smallest_input(self.layers)
+        """Sides shorter than this are zero-padded to it: below, there would be no cell, or the network fails."""
+        return max(self.least, smallest_input(self.layers))
 
     def padded_length(self, length: int) -> int:
         """The input length, zero padding included, for a scaled image side of ``length`` pixels."""

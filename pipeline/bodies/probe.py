@@ -13,13 +13,13 @@ the geometry of one convolution, and that one layer is the answer. Otherwise win
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from pipeline.receptive_field import Layer, map_length, smallest_input
+from pipeline.receptive_field import Layer, map_length
 
 MAX_SIZE = 4096
 """Receptive fields of more pixels count as the whole image."""
@@ -33,8 +33,19 @@ class _CannotTakeError(NoGeometryError):
     """Of one size of image."""
 
 
-def measure(network: nn.Module, stride: int) -> tuple[Layer, int]:
-    """The one layer that has a network's geometry, and the multiple to which images must be padded for it (1: none).
+class Measured(NamedTuple):
+    """What is found of a network.
+
+    ``layer`` has its geometry, for images whose sides are multiples of ``pad_to`` and at least ``least``.
+    """
+
+    layer: Layer
+    pad_to: int
+    least: int
+
+
+def measure(network: nn.Module, stride: int) -> Measured:
+    """The one layer that has a network's geometry, and the lengths for which it has it.
 
     Parameters
     ----------
@@ -50,10 +61,10 @@ def measure(network: nn.Module, stride: int) -> tuple[Layer, int]:
         parameter.requires_grad = False  # what needs a gradient is then what depends on pixels
     probe = _Probe(network, stride)
     try:
-        return probe.layer(pad_to=1), 1
+        return probe.measured(pad_to=1)
     except NoGeometryError as first:
         try:  # padding that depends on the length, as TensorFlow's, is constant over multiples of the stride
-            return probe.layer(pad_to=stride), stride
+            return probe.measured(pad_to=stride)
         except NoGeometryError:
             raise first from None
 
@@ -66,7 +77,7 @@ class _Probe:
         while not self._takes(self.across) and self.across < 32 * stride:
             self.across *= 2
 
-    def layer(self, pad_to: int) -> Layer:
+    def measured(self, pad_to: int) -> Measured:
         """Raises NoGeometryError if the geometry depends on the length, among multiples of ``pad_to``."""
         first, size = self._field()
         shortest = -(-(size + 6 * self.stride) // self.stride) * self.stride
@@ -75,12 +86,13 @@ class _Probe:
             self._check(2, shortest + step, first, size)
             self._check(3, shortest + step, first, size)
         layer = Layer(size, self.stride, -first, padding_after=self._padding_after(first, size, pad_to))
-        least = -(-smallest_input([layer]) // pad_to) * pad_to
-        for length in (least + k * pad_to for k in range(2 * self.stride // pad_to)):
-            found, announced = self._map_size(length, length), map_length([layer], length)
-            if found != (announced, announced):
-                raise NoGeometryError(f"{length} pixels give {found} cells where other lengths suggest {announced}")
-        return layer
+        for length in range(self.across + self.stride, self.across + 2 * self.stride, pad_to):
+            if not self._as_announced(layer, length):
+                raise NoGeometryError(f"the map of an image of {length} pixels has another size than others suggest")
+        least = self.across
+        while least > pad_to and self._as_announced(layer, least - pad_to):
+            least -= pad_to
+        return Measured(layer, pad_to, least)
 
     def _field(self) -> tuple[int, int]:
         """First pixel that cell 0 would see of an endless image, and the size of the receptive field."""
@@ -141,6 +153,13 @@ class _Probe:
     def _takes(self, length: int) -> bool:
         try:
             return all(self._map_size(length, length))
+        except _CannotTakeError:
+            return False
+
+    def _as_announced(self, layer: Layer, length: int) -> bool:
+        cells = map_length([layer], length)
+        try:
+            return cells > 0 and self._map_size(length, length) == (cells, cells)
         except _CannotTakeError:
             return False
 

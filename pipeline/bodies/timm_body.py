@@ -44,7 +44,7 @@ def timm_spec(name: str) -> BodySpec:
         raise UnsuitableBodyError(f"{name!r} cannot be built: {_line(error)}") from error
     index, stride, channels = _best_map(name, model)
     try:
-        layer, pad_to = measure(_up_to(index, model), stride)
+        layer, pad_to, least = measure(_up_to(index, model), stride)
     except NoGeometryError as error:
         raise UnsuitableBodyError(
             f"{name!r} cannot be used: the cells of its map have no constant stride and centre ({error}); take a model "
@@ -60,6 +60,7 @@ def timm_spec(name: str) -> BodySpec:
         build=partial(_build, model_name, index),
         published=partial(_published, name, model.pretrained_cfg),
         pad_to=pad_to,
+        least=least,
     )
 
 
@@ -83,9 +84,9 @@ def _best_map(name: str, model: nn.Module) -> tuple[int, int, int]:
     least, greatest = STRIDES
     fitting = [m for m in maps if least <= m[1] <= greatest]
     if not fitting:
-        strides = ", ".join(str(m[1]) for m in maps)
+        strides = ", ".join(str(stride) for stride in sorted({m[1] for m in maps}))
         raise UnsuitableBodyError(
-            f"{name!r} cannot be used: its maps have strides {strides}; {least} to {greatest} fit"
+            f"{name!r} cannot be used: its maps are of stride {strides}; {least} to {greatest} will do"
         )
     return min(fitting, key=lambda m: (abs(math.log2(m[1] / 16)), m[1], -m[0]))
 
