@@ -54,6 +54,18 @@ def test_a_body_is_found_by_its_name():
         body_spec("alexnot")
 
 
+@pytest.mark.parametrize("name", BODIES)
+def test_the_document_says_what_the_layers_say(name):
+    document = (Path(__file__).parents[2] / "docs/bodies.md").read_text()
+    (row,) = (line for line in document.splitlines() if line.startswith(f"| {name} |") and "+ 16p" in line)
+    _, _, centre, size, channels, dim, _ = (cell.strip() for cell in row.strip("|").split("|"))
+    field = BODIES[name].geometry
+    assert centre == f"{field.centre:g} + {field.stride}p"
+    assert int(size) == field.size
+    assert int(channels) == BODIES[name].channels
+    assert int(dim.replace(",", "")) == 50 * BODIES[name].channels
+
+
 PARAMETERS = {  # weights and biases, of the published definitions up to the map
     "alexnet": (3 * 64 * 121 + 64) + (64 * 192 * 25 + 192) + (192 * 384 + 384 * 256 + 256 * 256) * 9 + 384 + 256 + 256,
     "zf5": (3 * 96 * 49 + 96) + (96 * 256 * 25 + 256) + (256 * 384 + 384 * 384 + 384 * 256) * 9 + 384 + 384 + 256,

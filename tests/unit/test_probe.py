@@ -130,7 +130,8 @@ class Split(nn.Module):
 
     def forward(self, batch):
         one, other = batch.chunk(2, dim=1)
-        one = one * self.conv(other)
+        one = one * other
+        one.add_(self.conv(other))
         one += other
         return torch.cat([one, nn.functional.silu(other, inplace=True)], dim=1)
 
@@ -200,6 +201,7 @@ class Centred(nn.Module):
         (Around(Recurrent()), 8, "uses lstm"),
         (Around(nn.Upsample(scale_factor=2)), 4, "uses interpolate"),
         (Around(Windows()), 8, r"cell \d+ of an image of \d+ pixels sees pixels"),
+        (nn.Conv2d(3, 4, (8, 10), 8, (0, 1)), 8, r"cell \d+ of an image of \d+ pixels sees pixels"),
         (Centred(), 8, r"cell \d+ of an image of \d+ pixels sees pixels"),
         (stack([Layer(5, 2, 2)] * 4), 8, "pixels"),  # of stride 16
         (stack([Layer(5, 2, 2)] * 2), 8, "pixels"),  # of stride 4
