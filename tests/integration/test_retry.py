@@ -8,6 +8,8 @@ import pytest
 
 import storage
 
+pytestmark = pytest.mark.full
+
 
 @pytest.mark.parametrize("store", ["vectors", "maps"])
 def test_a_mended_outage_is_retried_as_a_new_revision_and_what_follows_is_redone(project, tmp_path, store):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 import storage
 from jobs import features
+
+pytestmark = pytest.mark.full
 
 
 def vectors(root) -> dict[str, np.ndarray]:
