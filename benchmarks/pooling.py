@@ -79,14 +79,13 @@ def agree(item: Windowed, threads: int) -> bool:
     return np.array_equal(found.view(np.uint16), expected.numpy().view(np.uint16))
 
 
-def write_once(out: NDArray[np.float16], threads: int) -> None:
+def write_once(out: NDArray[np.float16], threads: int, workers: ThreadPoolExecutor) -> None:
     """The bytes of ``out`` written once, by so many threads."""
     if threads == 1:
         out.fill(0)
         return
     cuts = np.linspace(0, len(out), threads + 1).astype(int)
-    with ThreadPoolExecutor(threads) as workers:
-        list(workers.map(lambda part: out[part[0] : part[1]].fill(0), itertools.pairwise(cuts)))
+    list(workers.map(lambda part: out[part[0] : part[1]].fill(0), itertools.pairwise(cuts)))
 
 
 def compare(name: str, items: Sequence[Windowed], threads: int, rounds: int, fresh: bool = False) -> Case:
@@ -105,12 +104,11 @@ def compare(name: str, items: Sequence[Windowed], threads: int, rounds: int, fre
 
     def limit(item: Windowed) -> None:
         rows = len(item.windows)
-        write_once(np.empty((rows, dim), np.float16) if buffer is None else buffer[:rows], threads)
+        write_once(np.empty((rows, dim), np.float16) if buffer is None else buffer[:rows], threads, workers)
 
-    samples = take_turns(
-        {"ours": each(lambda item: pool_ours(item, threads, buffer)), "peer": each(pool_peers), "limit": each(limit)},
-        rounds,
-    )
+    ours = each(lambda item: pool_ours(item, threads, buffer))
+    with ThreadPoolExecutor(threads) as workers:
+        samples = take_turns({"ours": ours, "peer": each(pool_peers), "limit": each(limit)}, rounds)
     return timed_case(name, samples, equal=all(agree(item, threads) for item in items))
 
 

@@ -14,7 +14,9 @@ float16 bits turned into ordered int16 keys the maximum is an integer one, sixte
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -110,8 +112,8 @@ def pool(
         return out
     cuts = np.linspace(0, len(windows), 4 * threads + 1).astype(int)  # more pieces than threads: windows differ in size
     parts = [slice(a, b) for a, b in itertools.pairwise(cuts)]
-    with ThreadPoolExecutor(threads) as workers:
-        list(workers.map(lambda part: _pool_keys(keys, windows[part], rows[part], plan, target, signed), parts))
+    workers = _workers(threads, os.getpid())
+    list(workers.map(lambda part: _pool_keys(keys, windows[part], rows[part], plan, target, signed), parts))
     return out
 
 
@@ -143,6 +145,12 @@ def pool_torch(conv_map: torch.Tensor, windows: Windows, levels: Sequence[int] =
             pooled[n] = blocks.amax(dim=(2, 4))
     vectors = torch.cat([pooled[n].flatten(1) for n in levels], dim=1)
     return vectors.half() + 0.0  # -0 + 0 is +0
+
+
+@functools.cache
+def _workers(threads: int, process: int) -> ThreadPoolExecutor:
+    """Kept, since starting threads can cost as much as pooling; a forked process needs its own."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="pyramid")
 
 
 def _plan(levels: Sequence[int]) -> NDArray[np.int64]:

@@ -1,5 +1,7 @@
 import itertools
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -105,6 +107,18 @@ def test_the_number_of_threads_changes_nothing(signed):
     for threads in (2, 3):
         assert_same_bits(pool(conv_map, windows, threads=threads), one)
         assert_same_bits(pool(conv_map, windows[:3], threads=threads), one[:3])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_forked_process_pools_with_threads_of_its_own():
+    conv_map, windows = half(random_map(20, 30, 16, signed=False)), random_windows(20, 30, 50)
+    expected = pool(conv_map, windows, threads=2)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # its parent's threads are not in it: waiting for them would never end
+        os._exit(0 if np.array_equal(pool(conv_map, windows, threads=2), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("threads", [1, 2])

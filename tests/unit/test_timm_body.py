@@ -2,6 +2,7 @@
 
 import builtins
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torchvision.transforms.functional import normalize
 
 from pipeline.bodies import BODIES, Body, UnsuitableBodyError, WeightsError, body_spec, load_state, weights_digest
 from pipeline.bodies.efficientnet_lite import EFFICIENTNET_LITE0
+from pipeline.bodies.timm_body import _best_map
 from pipeline.receptive_field import Layer, geometry, map_length
 
 SMALL = ["test_resnet", "test_efficientnet", "test_convnext", "test_nfnet", "tf_mobilenetv3_small_minimal_100"]
@@ -98,11 +100,19 @@ def test_a_pixel_changes_the_cells_that_see_it_and_no_other(name, axis):
 
 
 @pytest.mark.parametrize(
-    ("name", "stride", "channels"), [("test_resnet", 16, 192), ("resnet18", 16, 256), ("vgg11", 16, 512)]
+    ("strides", "taken"),
+    [
+        ((2, 4, 8, 16, 32), 3),
+        ((4, 8, 16, 16, 16, 32), 4),
+        ((4, 8, 32), 1),  # as far from 16 as 32 is, and finer
+        ((1, 2, 4, 32), 3),
+        ((2, 14, 28), 1),
+    ],
 )
-def test_the_map_is_the_deepest_of_stride_16(name, stride, channels):
-    spec = body_spec(f"timm:{name}")
-    assert (spec.geometry.stride, spec.channels) == (stride, channels)
+def test_the_map_is_the_deepest_of_stride_16_or_the_nearest(strides, taken):
+    maps = [{"reduction": stride, "num_chs": 10 + number} for number, stride in enumerate(strides)]
+    model = SimpleNamespace(feature_info=maps, forward_intermediates=None)
+    assert _best_map("timm:some", model) == (taken, strides[taken], 10 + taken)
 
 
 def test_preprocessing_is_the_models_own():
