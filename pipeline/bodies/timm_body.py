@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import types
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ STRIDES = (8, 32)
 """Least and greatest stride of a map that is taken."""
 
 
-@lru_cache(maxsize=4)
+@cache
 def timm_spec(name: str) -> BodySpec:
     """The body ``timm:NAME``. Measuring its geometry takes seconds.
 

@@ -143,6 +143,11 @@ def test_lengths_are_padded_to_a_multiple(pad_to, length, padded):
     assert dataclasses.replace(EFFICIENTNET_LITE0, pad_to=pad_to).padded_length(length) == padded
 
 
+@pytest.mark.parametrize(("length", "padded"), [(1, 48), (40, 48), (49, 64)])
+def test_short_lengths_are_padded_to_the_least_that_the_network_takes(length, padded):
+    assert dataclasses.replace(EFFICIENTNET_LITE0, least=40).padded_length(length) == padded
+
+
 @pytest.mark.parametrize("name", BODIES)
 def test_the_image_is_resized_bilinearly_without_antialiasing(name, bodies, monkeypatch):
     image, seen = noise(60, 90), []

@@ -66,6 +66,7 @@ def test_a_mistake_in_the_command(arguments, says, capsys, monkeypatch):
             "features.body=alexnett",
             "features.body: did you mean 'alexnet'? the bodies are alexnet, efficientnet_lite0, ",
         ),
+        ("features.body='timm:'", "zf5 and timm:NAME, not 'timm:'"),
         ("features.body=timm:resnet81", "features.body: timm "),
         ("features.body=timm:vit_tiny_patch16_224", "'timm:vit_tiny_patch16_224' cannot be used: "),
         ("features.scales=big", "features.scales"),

@@ -13,7 +13,8 @@ from torchvision.transforms.functional import normalize
 
 from pipeline.bodies import BODIES, Body, UnsuitableBodyError, WeightsError, body_spec, load_state, weights_digest
 from pipeline.bodies.efficientnet_lite import EFFICIENTNET_LITE0
-from pipeline.bodies.timm_body import _best_map
+from pipeline.bodies.probe import Measured
+from pipeline.bodies.timm_body import _best_map, timm_spec
 from pipeline.receptive_field import Layer, geometry, map_length
 
 SMALL = ["test_resnet", "test_efficientnet", "test_convnext", "test_nfnet", "tf_mobilenetv3_small_minimal_100"]
@@ -113,6 +114,13 @@ def test_the_map_is_the_deepest_of_stride_16_or_the_nearest(strides, taken):
     maps = [{"reduction": stride, "num_chs": 10 + number} for number, stride in enumerate(strides)]
     model = SimpleNamespace(feature_info=maps, forward_intermediates=None)
     assert _best_map("timm:some", model) == (taken, strides[taken], 10 + taken)
+
+
+def test_what_was_measured_is_what_the_body_has(monkeypatch):
+    found = Measured(Layer(99, 16, 41), pad_to=16, least=77)
+    monkeypatch.setattr("pipeline.bodies.timm_body.measure", lambda network, stride: found)
+    spec = timm_spec.__wrapped__("timm:test_resnet")
+    assert (spec.layers, spec.pad_to, spec.least) == ((found.layer,), 16, 77)
 
 
 def test_preprocessing_is_the_models_own():
