@@ -13,8 +13,12 @@ from storage.commits import Commit
 class Crew(Protocol):
     """Who does the work of one stage."""
 
-    def has_room(self, upstream_busy: bool) -> bool:
-        """Whether another piece of work can be given out; ``upstream_busy``: an earlier stage has work as well."""
+    def share_cores(self, upstream_busy: bool) -> None:
+        """Before work is given out: take no more than is ours, now that an earlier stage has work as well, or not."""
+        ...
+
+    def has_room(self, alone: bool = False) -> bool:
+        """Whether another piece of work can be given out; ``alone``: to a worker that has nothing beside it."""
         ...
 
     def start(self, argument: Any, alone: bool = False) -> ray.ObjectRef:
@@ -42,7 +46,10 @@ class TaskCrew:
         self._room = room
         self._running: set[ray.ObjectRef] = set()
 
-    def has_room(self, upstream_busy: bool) -> bool:
+    def share_cores(self, upstream_busy: bool) -> None:
+        pass  # a task holds its core only while it runs
+
+    def has_room(self, alone: bool = False) -> bool:
         return len(self._running) < self._room
 
     def start(self, argument: Any, alone: bool = False) -> ray.ObjectRef:
@@ -65,7 +72,8 @@ class TaskCrew:
 class ActorCrew:
     """Actors that each have up to ``hands`` shards at once; made when there is work for them, replaced when they die.
 
-    While an earlier stage wants the same cores, only ``beside`` of the ``size`` actors are made.
+    While an earlier stage wants the same cores, only ``beside`` of the ``size`` actors are kept: an actor holds its
+    cores even when it has nothing to do, so a surplus one gets no more work and is ended as soon as it is idle.
     """
 
     def __init__(self, make: Callable[[], Any], method: str, *, size: int, beside: int, hands: int) -> None:
@@ -76,15 +84,21 @@ class ActorCrew:
         self._load: dict[Any, int] = {}
         self._owner: dict[ray.ObjectRef, tuple[Any, int]] = {}
 
-    def has_room(self, upstream_busy: bool) -> bool:
+    def share_cores(self, upstream_busy: bool) -> None:
         self._limit = self._beside if upstream_busy else self._size
-        return len(self._load) < self._limit or any(load < self._hands for load in self._load.values())
+        for actor in list(self._load)[self._limit :]:
+            if not self._load[actor]:
+                ray.kill(actor)
+                del self._load[actor]
+
+    def has_room(self, alone: bool = False) -> bool:
+        room = 1 if alone else self._hands  # an actor with less than this in hand takes the work
+        return len(self._load) < self._limit or any(self._load[actor] < room for actor in self._serving())
 
     def start(self, argument: Any, alone: bool = False) -> ray.ObjectRef:
         # a second shard for a busy actor only hides the writing of its first: a further actor is worth more
-        actor = min(self._load, key=lambda a: self._load[a], default=None)
-        busy = actor is not None and self._load[actor] > 0
-        if actor is None or (busy and (alone or len(self._load) < self._limit)):
+        actor = min(self._serving(), key=lambda a: self._load[a], default=None)
+        if actor is None or (self._load[actor] and len(self._load) < self._limit):
             actor = self._make()
             self._load[actor] = 0
         share = self._hands if alone else 1
@@ -92,6 +106,10 @@ class ActorCrew:
         ref = getattr(actor, self._method).remote(argument)
         self._owner[ref] = (actor, share)
         return ref
+
+    def _serving(self) -> list[Any]:
+        """The actors that get work."""
+        return list(self._load)[: self._limit]
 
     def finished(self, ref: ray.ObjectRef, died: bool) -> None:
         actor, share = self._owner.pop(ref)

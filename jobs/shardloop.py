@@ -160,15 +160,17 @@ class ShardLoop:
             work = heapq.heappop(self._later)[2]
             self._ready[work.stage].appendleft(work)
         upstream_busy = False
+        unfinished = {work.stage for work in self._running.values()} | {work.stage for _, _, work in self._later}
         for stage, crew in self._crews.items():
+            crew.share_cores(upstream_busy)
             queue = self._ready[stage]
-            while queue and crew.has_room(upstream_busy):
+            upstream_busy = upstream_busy or bool(queue) or stage in unfinished
+            while queue and crew.has_room(queue[0].trial.alone is not None):
                 work = queue.popleft()
                 argument = work.make(self.done.get(work.needs) if work.needs else None, work.trial)
                 ref = crew.start(argument, alone=work.trial.alone is not None)
                 self._running[ref] = work
                 self._started[ref] = time.monotonic()
-            upstream_busy = upstream_busy or bool(queue) or any(w.stage == stage for w in self._running.values())
 
     def _end_hung(self) -> None:
         limit = time.monotonic() - self._config.shard_deadline

@@ -1,11 +1,16 @@
 """What all tests share."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from hypothesis import settings
+
+from tests import faulty_store
 
 # The same examples in every run; `--hypothesis-profile=default` draws new ones.
 settings.register_profile("steady", derandomize=True, deadline=None, database=None)
@@ -28,3 +33,24 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"shared data are needed, and {folder} is no folder; set SPP_SHARED to theirs")
     return folder
+
+
+@pytest.fixture(scope="session")
+def embedded_ray() -> Iterator[None]:
+    """One Ray with two cores for all tests that ask for it; its workers know the faulty store."""
+    faulty_store.register()
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 * 1024 * 1024,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        runtime_env={
+            "worker_process_setup_hook": faulty_store.register,
+            # the hook runs before a worker's import path has the working folder
+            "env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])},
+        },
+    )
+    yield
+    ray.shutdown()

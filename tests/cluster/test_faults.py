@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import yaml
 
 import storage
 from jobs.cli import main
 from storage.root import open_root
-from tests import faulty_store
 from tests.voc_folder import VocFolder, small_data_set
 
-pytestmark = pytest.mark.full
-
-
-@pytest.fixture(scope="module", autouse=True)
-def embedded_ray() -> Iterator[None]:
-    """Ray whose workers know the faulty store."""
-    faulty_store.register()
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 * 1024 * 1024,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        runtime_env={
-            "worker_process_setup_hook": faulty_store.register,
-            # the hook runs before a worker's import path has the working folder
-            "env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])},
-        },
-    )
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.full, pytest.mark.usefixtures("embedded_ray")]
 
 
 @dataclass

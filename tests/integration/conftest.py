@@ -1,14 +1,12 @@
-"""One embedded Ray for all integration tests: its workers import torch once."""
+"""A small project for all integration tests."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
 
 from jobs.cli import main
@@ -16,18 +14,8 @@ from tests.voc_folder import VocFolder, small_data_set
 
 
 @pytest.fixture(scope="session", autouse=True)
-def embedded_ray() -> Iterator[None]:
-    """Ray with two cores, which every command of the session joins."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 * 1024 * 1024,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+def _on_embedded_ray(embedded_ray: None) -> None:
+    """Every command of the session joins it."""
 
 
 @dataclass
