@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +18,18 @@ from typing import Annotated, Any
 import typer
 
 from jobs.errors import RunFailed, UsageError
-from jobs.printing import cell, in_bytes, in_seconds, print_json, print_quality, print_run, print_table, quality_of
+from jobs.printing import (
+    cell,
+    in_bytes,
+    in_seconds,
+    metrics_of,
+    print_json,
+    print_metrics,
+    print_quality,
+    print_run,
+    print_table,
+    quality_of,
+)
 from storage.root import Root, StorageError, open_root, store_errors
 from storage.runs import RunRecord, read_run
 
@@ -43,7 +55,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a key of the config; repeatable.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-UntilOption = Annotated[str, typer.Option("--until", metavar="STAGE", help="Last stage: index, propose or extract.")]
+UntilOption = Annotated[str, typer.Option("--until", metavar="STAGE", help="Last stage: index, propose, extract, ...")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,7 +86,7 @@ def run(
     root: RootOption = None,
     run_name: RunOption = None,
     set_: SetOption = None,
-    until: UntilOption = "extract",
+    until: UntilOption = "evaluate",
     as_json: JsonOption = False,
 ) -> int:
     """Every stage that is not done yet, up to --until STAGE."""
@@ -89,7 +101,7 @@ def retry(
     root: RootOption = None,
     run_name: RunOption = None,
     set_: SetOption = None,
-    until: UntilOption = "extract",
+    until: UntilOption = "evaluate",
     as_json: JsonOption = False,
 ) -> int:
     """Try failed images again; what follows from them is redone, nothing else."""
@@ -134,13 +146,85 @@ def extract(
     return _run(config, root, run_name, set_, ("extract",), as_json)
 
 
+@app.command("train-svm")
+def train_svm(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """One linear SVM per class, with hard negatives."""
+    return _run(config, root, run_name, set_, ("train-svm",), as_json)
+
+
+@app.command("train-bbox")
+def train_bbox(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """One box regressor per class."""
+    return _run(config, root, run_name, set_, ("train-bbox",), as_json)
+
+
+@app.command()
+def detect(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    voc: Annotated[str | None, typer.Option("--voc", metavar="FOLDER", help="Also write VOC comp4 files.")] = None,
+    coco: Annotated[str | None, typer.Option("--coco", metavar="FILE", help="Also write COCO results JSON.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """The SVMs and box regressors on the proposals of the test splits."""
+    code = _run(config, root, run_name, set_, ("detect",), as_json and not (voc or coco))
+    if voc or coco:
+        from jobs.export import export
+
+        invocation = _invocation(config, root, run_name, set_)
+        written = export(invocation, voc, coco)
+        for path in written:
+            print(path)
+        print_json(as_json, {"run": invocation.name, "exit_code": code, "files": written})
+    return code
+
+
+@app.command()
+def evaluate(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    detections: Annotated[
+        str | None, typer.Option("--detections", metavar="PATTERN", help="VOC result files of any detector instead.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """VOC average precision per class: of the run's detections, or of result files."""
+    if detections is None:
+        return _run(config, root, run_name, set_, ("evaluate",), as_json)
+    from jobs.config import load_config
+    from jobs.evaluation import evaluate_result_files
+
+    if config is None:
+        raise UsageError("--config FILE is needed: its dataset section says where the annotations are")
+    measured = evaluate_result_files(load_config(config, set_ or ()), detections)
+    print_metrics(measured)
+    print_json(as_json, measured)
+    return 0
+
+
 @app.command()
 def plan(
     config: ConfigOption = None,
     root: RootOption = None,
     run_name: RunOption = None,
     set_: SetOption = None,
-    until: UntilOption = "extract",
+    until: UntilOption = "evaluate",
     as_json: JsonOption = False,
 ) -> int:
     """What `spp run` would do: shards done and to do, bytes and time expected. Writes nothing."""
@@ -197,6 +281,7 @@ def status(
     ]
     print_table(("stage", "dataset", "method", "state", "images", "failed", "rows", "bytes", "worker seconds"), rows, 4)
     print_quality(record)
+    print_metrics(metrics_of(record))
     print_json(
         as_json,
         {
@@ -207,6 +292,7 @@ def status(
             "error": record.error,
             "datasets": [asdict(entry) for entry in entries],
             "quality": quality_of(record),
+            "metrics": metrics_of(record),
         },
     )
     return 0
@@ -257,7 +343,7 @@ def query(
         rows = cursor.fetchmany(limit + 1) if limit else cursor.fetchall()
     except duckdb.Error as error:
         hint = ""
-        if "windows" in record.datasets and "features" not in record.datasets and "feature" in sql:
+        if "windows" in record.datasets and "features" not in record.datasets and re.search(r"\bfeature\b", sql):
             hint = (
                 "; this run stores features as conv maps, without the column feature: "
                 "spp extract --set features.store=vectors makes vectors of them"

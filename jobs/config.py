@@ -10,12 +10,16 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from jobs.detect import DetectConfig
 from jobs.errors import UsageError
+from jobs.evaluate import EvaluateConfig
 from jobs.execution import ExecutionConfig
 from jobs.extract import FeaturesConfig
 from jobs.index import DatasetConfig
 from jobs.propose import ProposalsConfig
 from jobs.settings import NOT_IDENTITY, Settings
+from jobs.train_bbox import BboxConfig
+from jobs.train_svm import SvmConfig
 
 
 class RunConfig(Settings):
@@ -24,6 +28,10 @@ class RunConfig(Settings):
     dataset: DatasetConfig
     proposals: ProposalsConfig = ProposalsConfig()
     features: FeaturesConfig = FeaturesConfig()
+    svm: SvmConfig = SvmConfig()
+    bbox: BboxConfig = BboxConfig()
+    detect: DetectConfig = DetectConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     execution: ExecutionConfig = ExecutionConfig()
     storage_options: dict[str, Any] = Field(default_factory=dict, json_schema_extra=NOT_IDENTITY)
     """For the file system of the root; secrets as ``env:NAME``, or by the store's own profiles and variables."""

@@ -27,6 +27,10 @@ _INTRODUCTIONS = {
     "dataset": "Only `digest` is part of a result's identity: a data set may move, and splits and classes may change.",
     "proposals": "A key that belongs to another method is refused. Each key changes what `propose` makes.",
     "features": "Each key but `store` changes the vectors. Of the weights their content counts, not their name.",
+    "svm": "Each key changes the SVMs, and so the detections and metrics.",
+    "bbox": "Each key changes the box regressors, and so the detections and metrics.",
+    "detect": "Each key changes the detections.",
+    "evaluate": "Each key changes the metrics.",
     "execution": "How and where the work runs. Nothing here changes any result.",
 }
 

@@ -39,11 +39,15 @@ class Crew(Protocol):
 
 
 class TaskCrew:
-    """Ray tasks of one core each; Ray queues them, so a few more are given out than can run."""
+    """Ray tasks of one core each; Ray queues them, so a few more are given out than can run.
 
-    def __init__(self, function: Callable[[Any], Commit | None], room: int) -> None:
+    ``shared``: further arguments of all tasks, such as references to what Ray brings to each node once.
+    """
+
+    def __init__(self, function: Callable[..., Commit | None], room: int, *shared: Any) -> None:
         self._task = ray.remote(num_cpus=1, max_retries=0)(function)
         self._room = room
+        self._shared = shared
         self._running: set[ray.ObjectRef] = set()
 
     def share_cores(self, upstream_busy: bool) -> None:
@@ -53,7 +57,7 @@ class TaskCrew:
         return len(self._running) < self._room
 
     def start(self, argument: Any, alone: bool = False) -> ray.ObjectRef:
-        ref = self._task.remote(argument)
+        ref = self._task.remote(argument, *self._shared)
         self._running.add(ref)
         return ref
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,25 +79,38 @@ class Resources:
         return max(1, min(self.cpus // config.threads, self.memory // _MEMORY_PER_ACTOR))
 
 
-@contextmanager
-def ray_session(config: ExecutionConfig) -> Iterator[Resources]:
-    """Ray, connected (RAY_ADDRESS, a submitted job) or embedded in this process; one that runs already is kept.
+class RaySession:
+    """Ray, started or joined when it is first needed (RAY_ADDRESS, a submitted job, or embedded in this process).
 
-    Raises RunFailed, in one line, if the cluster refuses or cannot be reached.
+    A context manager: what it started ends with it; a Ray that ran already is kept.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-    import ray.exceptions
 
-    ours = not ray.is_initialized()
-    if ours:
-        _connect(config)
-    try:
-        total = ray.cluster_resources()
-        yield Resources(int(total.get("CPU", 1)), int(total.get("GPU", 0)), int(total.get("memory", 0)))
-    finally:
-        if ours:
+    def __init__(self, config: ExecutionConfig) -> None:
+        self._config = config
+        self._ours = False
+        self._resources: Resources | None = None
+
+    def __enter__(self) -> RaySession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ours:
+            import ray
+
             ray.shutdown()
+
+    def resources(self) -> Resources:
+        """What the cluster has. RunFailed, in one line, if it refuses or cannot be reached."""
+        if self._resources is None:
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            import ray
+
+            if not ray.is_initialized():
+                self._ours = True
+                _connect(self._config)
+            total = ray.cluster_resources()
+            self._resources = Resources(int(total.get("CPU", 1)), int(total.get("GPU", 0)), int(total.get("memory", 0)))
+        return self._resources
 
 
 def _connect(config: ExecutionConfig) -> None:

@@ -7,24 +7,23 @@ for table in features.scan("/data/spp", "raccoon_kangaroo"):
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.extract import ExtractShard
 from pipeline import pyramid
-from pipeline.phases import PhaseClock
-from storage.columns import vector_column, windows_of
-from storage.commits import Commit, data_key, read_commits
+from storage.columns import vector_column, vectors_of, windows_of
 from storage.manifest import Manifest, read_manifest
 from storage.root import Root, open_root
 from storage.runs import DatasetRecord, RunRecord, dataset_record, read_run
-from storage.scan import file_metadata, scan_file, scan_manifest
-from storage.schemas import MAP_COLUMN, VECTOR_COLUMN, schema
-from storage.writer import ShardWriter
+from storage.scan import file_metadata, scan_file
+from storage.schemas import MAP_COLUMN, VECTOR_COLUMN
+
+WINDOW_COLUMNS = ("image_id", "proposal_id", "box", "scale", "window")
+"""Every column of ``features`` but the vectors."""
 
 
 def scan(
@@ -35,20 +34,96 @@ def scan(
     Both give the same numbers, bit for bit.
     """
     root = open_root(root) if isinstance(root, str) else root
-    record = read_run(root, run)
-    if "windows" not in record.datasets or _complete(record.datasets.get("features")):
-        yield from scan_manifest(root, _manifest(root, record, "features"), None, image_ids)
-        return
-    windows, maps = _manifest(root, record, "windows"), _manifest(root, record, "maps")
-    maps_of = dict(zip(maps.table["shard"].to_pylist(), maps.keys, strict=True))
     wanted = None if image_ids is None else sorted(image_ids)
-    for shard, key in zip(windows.table["shard"].to_pylist(), windows.keys, strict=True):
-        levels = None
-        for table in scan_file(root, key, None, wanted):
-            levels = levels or [int(level) for level in file_metadata(root, key)["levels"].split(",")]
+    for shard in feature_shards(root, read_run(root, run)):
+        if wanted is None or shard.holds_any(wanted):
+            yield from shard.scan(wanted, threads=threads)
+
+
+@dataclass(frozen=True)
+class FeatureShard:
+    """One shard of a run's features, however they are stored. It can be sent to another process.
+
+    ``key``: the file of ``features``, or that of ``windows`` whose conv maps lie in the file ``maps``. ``first`` and
+    ``last``: its first and last image id.
+    """
+
+    root: Root
+    shard: str
+    key: str
+    maps: str | None
+    first: str
+    last: str
+
+    def holds_any(self, image_ids: Sequence[str]) -> bool:
+        """Whether any of these could be one of its images."""
+        return any(self.first <= image_id <= self.last for image_id in image_ids)
+
+    def scan(self, image_ids: Sequence[str] | None = None, *, threads: int = 1) -> Iterator[pa.Table]:
+        """The rows of these images (sorted; all by default), one table per row group."""
+        levels: list[int] = []
+        for table in scan_file(self.root, self.key, None, image_ids):
+            if self.maps is None:
+                yield table
+                continue
+            levels = levels or self._levels()
+            yield with_vectors(table, pool_maps(table, self._maps_of(table), levels, threads=threads))
+
+    def windows(self, image_ids: Sequence[str] | None = None) -> dict[str, pa.Table]:
+        """Image id to its rows without the vectors, of these images that have rows."""
+        tables: dict[str, list[pa.Table]] = {}
+        for table in scan_file(self.root, self.key, WINDOW_COLUMNS, image_ids):
+            tables.setdefault(table["image_id"][0].as_py(), []).append(table)
+        return {image_id: pa.concat_tables(parts).combine_chunks() for image_id, parts in tables.items()}
+
+    def pick(self, wanted: Mapping[str, NDArray[np.integer]]) -> Iterator[tuple[str, NDArray[np.int64], NDArray]]:
+        """Image id, proposal ids (n,) ascending, and vectors float16 (n, dim), of the ``wanted`` proposals.
+
+        An image may come in several parts. Vectors that are not wanted are not pooled.
+        """
+        levels: list[int] = []
+        for table in scan_file(self.root, self.key, None, sorted(wanted)):
             image_id = table["image_id"][0].as_py()
-            conv_maps = pa.concat_tables(scan_file(root, maps_of[shard], None, [image_id]))
-            yield _with_vectors(table, pool_maps(table, conv_maps, levels, threads=threads))
+            rows = np.flatnonzero(np.isin(table["proposal_id"].to_numpy(), wanted[image_id]))
+            if not len(rows):
+                continue
+            if self.maps is None:
+                vectors = vectors_of(table[VECTOR_COLUMN])[rows]
+            else:
+                levels = levels or self._levels()
+                maps = self._maps_of(table)
+                table = table.take(rows)
+                rows = np.arange(len(rows))
+                vectors = pool_maps(table, maps, levels)
+            yield image_id, table["proposal_id"].to_numpy()[rows].astype(np.int64), vectors
+
+    def _levels(self) -> list[int]:
+        return [int(level) for level in file_metadata(self.root, self.key)["levels"].split(",")]
+
+    def _maps_of(self, table: pa.Table) -> pa.Table:
+        assert self.maps is not None
+        return pa.concat_tables(scan_file(self.root, self.maps, None, [table["image_id"][0].as_py()]))
+
+
+def feature_shards(root: Root, record: RunRecord) -> list[FeatureShard]:
+    """The shards of a run's features, in image order. StorageError, naming the verb, if they are not complete."""
+    manifest, maps = feature_manifest(root, record), None
+    if manifest.dataset == "windows":
+        stored = _manifest(root, record, "maps")
+        maps = dict(zip(stored.table["shard"].to_pylist(), stored.keys, strict=True))
+    rows = manifest.table.select(["shard", "first_image", "last_image"]).to_pylist()
+    return [
+        FeatureShard(
+            root, row["shard"], key, maps[row["shard"]] if maps else None, row["first_image"], row["last_image"]
+        )
+        for row, key in zip(rows, manifest.keys, strict=True)
+    ]
+
+
+def feature_manifest(root: Root, record: RunRecord) -> Manifest:
+    """The manifest of ``features``, or that of ``windows`` in a store of conv maps: both have the same digest."""
+    stored = "windows" not in record.datasets or _complete(record.datasets.get("features"))
+    return _manifest(root, record, "features" if stored else "windows")
 
 
 def pool_maps(
@@ -72,48 +147,8 @@ def pool_maps(
     return vectors
 
 
-@dataclass(frozen=True)
-class MaterialiseShard:
-    """A shard of ``features`` to make from stored windows and maps."""
-
-    root: Root
-    work: ExtractShard
-    producer: str
-
-
-def materialise_shard(shard: MaterialiseShard) -> Commit | None:
-    """Vectors of one shard from its windows and maps; touches neither images nor a body."""
-    root, work = shard.root, shard.work
-    assert work.windows is not None
-    assert work.maps is not None
-    clock = PhaseClock()
-    (stored,) = read_commits(root, "windows", work.method, [work.windows])
-    windows_key = data_key("windows", work.method, work.windows)
-    maps_key = data_key("maps", work.method, work.maps)
-    levels = [int(level) for level in work.metadata["levels"].split(",")]
-    layout = schema("features", work.dim, work.metadata)
-    with ShardWriter(root, "features", work.method, work.shard, layout, revision=work.revision) as writer:
-        for image_id, count in stored.images.items():
-            if not count:
-                writer.write_image(image_id, None)
-                continue
-            with clock.phase("read"):
-                windows = pa.concat_tables(scan_file(root, windows_key, None, [image_id])).combine_chunks()
-                maps = pa.concat_tables(scan_file(root, maps_key, None, [image_id]))
-            with clock.phase("pool"):
-                vectors = pool_maps(windows, maps, levels)
-            with clock.phase("encode"):
-                writer.write_image(image_id, _with_vectors(windows, vectors).cast(layout))
-        return writer.commit(
-            ledger=stored.ledger,
-            skipped=stored.skipped,
-            upstream=stored.upstream,
-            seconds=clock.seconds,
-            producer=shard.producer,
-        )
-
-
-def _with_vectors(windows: pa.Table, vectors: NDArray[np.float16]) -> pa.Table:
+def with_vectors(windows: pa.Table, vectors: NDArray[np.float16]) -> pa.Table:
+    """Rows of ``windows`` with the column that makes them rows of ``features``."""
     column = vector_column(vectors)
     return windows.append_column(pa.field(VECTOR_COLUMN, column.type, nullable=False), column)
 

@@ -37,6 +37,13 @@ class ImageFile:
     digest: str
     size: tuple[int, int] | None = None
 
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """The size in the index."""
+        if self.size is None:
+            raise ValueError(f"the size of image {self.image_id!r} is not known")
+        return self.size
+
     def ledger_row(self, stage: str, error: ContentError) -> LedgerRow:
         """What the ledger says of a failure, naming the file."""
         return LedgerRow(image_id=self.image_id, stage=stage, type=type(error).__name__, message=f"{self.uri}: {error}")

@@ -58,6 +58,7 @@ def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
     ]
     print_table(("stage", "dataset", "state", "images", "failed", "rows", "bytes", "worker seconds"), rows, 3, 7)
     print_quality(record)
+    print_metrics(metrics_of(record))
     failed = failed_images(root, record)
     for image_id, reason in list(failed.items())[:20]:
         print(f"failed image {image_id}: {reason}")
@@ -88,6 +89,38 @@ def quality_of(record: RunRecord) -> dict[str, Any]:
     """Split to recall and MABO; empty before proposals are complete."""
     entry = record.datasets.get("proposals")
     return entry.quality.get("splits", {}) if entry else {}
+
+
+def metrics_of(record: RunRecord) -> dict[str, Any]:
+    """Mean APs, and what is measured of each class; empty before they are measured."""
+    entry = record.datasets.get("metrics")
+    return entry.quality if entry and entry.manifest else {}
+
+
+def print_metrics(measured: dict[str, Any]) -> None:
+    """A line per class, and the mean; nothing if nothing was measured."""
+    if not measured:
+        return
+    rows = [
+        (
+            row["class_name"],
+            _ap(row["ap_11"]),
+            _ap(row["ap_area"]),
+            f"{row['positives']:,}",
+            f"{row['detections']:,}",
+            f"{row['true_positives']:,}",
+        )
+        for row in measured["classes"]
+    ]
+    rows.append(("mean", _ap(measured["map_11"]), _ap(measured["map_area"]), "", "", ""))
+    print_table(("class", "AP (11-point)", "AP (area)", "objects", "detections", "found"), rows, 1)
+    without = [row["class_name"] for row in measured["classes"] if row["ap_11"] is None]
+    if without:
+        print(f"no object to find, and so no AP: {', '.join(without)}")
+
+
+def _ap(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def cell(value: Any) -> str:

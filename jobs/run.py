@@ -10,17 +10,15 @@ commits of every complete dataset into its manifest; say so in the run's record,
 
 from __future__ import annotations
 
-import platform
 import socket
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib import metadata
 
 from jobs.errors import RunFailed, UsageError
-from jobs.execution import ray_session
+from jobs.execution import RaySession
 from jobs.extract import LoadedBody, load_body
 from jobs.index import (
     Index,
@@ -33,26 +31,14 @@ from jobs.index import (
 )
 from jobs.progress import ProgressReport
 from jobs.quality import measure_proposals
+from jobs.reduce import entry_of
 from jobs.shards import MapDataset, Survey, survey_after
-from jobs.stages import DATASETS_OF, FEATURE_STORES, Invocation, planned_datasets, recorded_index
+from jobs.stages import DATASETS_OF, FEATURE_STORES, REDUCE_STAGES, Invocation, planned_datasets, recorded_index
+from jobs.versions import versions
 from storage.commits import winners
-from storage.manifest import Manifest, fold, read_manifest
+from storage.manifest import fold, read_manifest
 from storage.root import Root, StorageError, store_errors
 from storage.runs import DatasetRecord, RunRecord, check_run_name, read_run, run_names, write_run
-
-_PACKAGES = ("spp-pipeline", "ray", "torch", "torchvision", "pyarrow", "numpy", "opencv-contrib-python-headless")
-
-
-def _version(package: str) -> str:
-    """The installed version; a submitted job may run from its working folder without being installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-PRODUCER = f"spp-pipeline {_version('spp-pipeline')}"
-"""What files and commits say they were written by."""
 
 
 def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> RunRecord:
@@ -65,10 +51,11 @@ def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> R
     check_run_name(invocation.name)
     invocation.root.check_writable()
     record = _begin(invocation)
-    with _recorded(invocation.root, record):
+    with _recorded(invocation.root, record), RaySession(invocation.config.execution) as session:
         index = _index(invocation, record) if "index" in stages else recorded_index(invocation.root, record)
-        if set(stages) - {"index"}:
-            _map_stages(invocation, record, index, stages, retry)
+        if set(stages) & {"propose", "extract"}:
+            _map_stages(invocation, record, index, stages, retry, session)
+        _reduce_stages(invocation, record, index, stages, session)
     return record
 
 
@@ -113,12 +100,19 @@ def _index(invocation: Invocation, record: RunRecord) -> Index:
     for dataset in DATASETS_OF["index"]:
         keys = [tile_shards(tile)[dataset] for tile in rows]
         manifest = fold(root, dataset, method, [done[dataset][key] for key in dict.fromkeys(keys)])
-        record.datasets[dataset] = _entry("index", manifest, 0)
+        record.datasets[dataset] = entry_of("index", manifest)
     write_run(root, record)
     return index
 
 
-def _map_stages(invocation: Invocation, record: RunRecord, index: Index, stages: Sequence[str], retry: bool) -> None:
+def _map_stages(
+    invocation: Invocation,
+    record: RunRecord,
+    index: Index,
+    stages: Sequence[str],
+    retry: bool,
+    session: RaySession,
+) -> None:
     """Make what is missing of proposals and features."""
     config, root = invocation.config, invocation.root
     body = load_body(config.features) if "extract" in stages else None
@@ -150,13 +144,46 @@ def _map_stages(invocation: Invocation, record: RunRecord, index: Index, stages:
     chosen = [surveys[dataset.name] for dataset in datasets if dataset.stage in stages]
     try:
         if not all(found.complete for found in chosen):
-            _make(invocation, index, body, chosen, surveys)
+            _make(invocation, index, body, chosen, surveys, session)
     finally:
         for found in chosen:
             _settle(root, record, found.dataset)
         write_run(root, record)
     if "propose" in stages:
         _measure(root, record, index, earlier)
+
+
+def _reduce_stages(
+    invocation: Invocation, record: RunRecord, index: Index, stages: Sequence[str], session: RaySession
+) -> None:
+    """Models, detections and metrics, one after the other. StorageError, naming the verb, if something is missing."""
+    for stage in stages:
+        if stage not in REDUCE_STAGES:
+            continue
+        (dataset,) = DATASETS_OF[stage]
+        entry = record.datasets.get(dataset)
+        record.datasets[dataset] = _reduced(stage, invocation, record, index, session)
+        if entry != record.datasets[dataset]:
+            write_run(invocation.root, record)
+
+
+def _reduced(stage: str, invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
+    """Do one stage, or find it done."""
+    if stage == "train-svm":
+        from jobs.svm_training import train_svms
+
+        return train_svms(invocation, record, index, session)
+    if stage == "train-bbox":
+        from jobs.bbox_training import train_regressors
+
+        return train_regressors(invocation, record, index, session)
+    if stage == "detect":
+        from jobs.detection import detect
+
+        return detect(invocation, record, index, session)
+    from jobs.evaluation import evaluate
+
+    return evaluate(invocation, record, index, session)
 
 
 def _measure(root: Root, record: RunRecord, index: Index, earlier: DatasetRecord | None) -> None:
@@ -177,6 +204,7 @@ def _make(
     body: LoadedBody | None,
     chosen: list[Survey],
     surveys: dict[str, Survey],
+    session: RaySession,
 ) -> None:
     """Run the shard loop over what is to do."""
     from jobs.crews import ActorCrew
@@ -189,8 +217,8 @@ def _make(
     totals = {found.dataset.name: found.dataset.images for found in chosen}
     before = {name: totals[name] - sum(work.images for work in works if work.dataset == name) for name in totals}
     stages = [stage for stage in CREWS if any(work.stage == stage for work in works)]
-    with ray_session(execution) as resources, ProgressReport(totals, before, execution.progress_seconds) as progress:
-        crews = crews_of(invocation, resources, body, stages)
+    with ProgressReport(totals, before, execution.progress_seconds) as progress:
+        crews = crews_of(invocation, session.resources(), body, stages)
         extractors = crews.get("extract")
         if isinstance(extractors, ActorCrew):
             progress.devices = extractors.actors
@@ -204,22 +232,7 @@ def _settle(root: Root, record: RunRecord, dataset: MapDataset) -> None:
         names = [there[shard.key] for shard in dataset.shards if shard.key in there]
         if len(names) == len(dataset.shards):
             manifest = fold(root, name, dataset.method, names)
-            record.datasets[name] = _entry(dataset.stage, manifest, dataset.bytes_per_image)
-
-
-def _entry(stage: str, manifest: Manifest, bytes_per_image: int) -> DatasetRecord:
-    return DatasetRecord(
-        stage=stage,
-        method=manifest.method,
-        manifest=manifest.digest,
-        shards=len(manifest.table),
-        bytes_per_image=bytes_per_image,
-        rows=manifest.rows,
-        bytes=manifest.bytes,
-        images=manifest.images,
-        failed=manifest.failed,
-        seconds=manifest.seconds,
-    )
+            record.datasets[name] = entry_of(dataset.stage, manifest, dataset.bytes_per_image)
 
 
 def _begin(invocation: Invocation) -> RunRecord:
@@ -229,7 +242,7 @@ def _begin(invocation: Invocation) -> RunRecord:
         name=invocation.name,
         config=invocation.config.model_dump(mode="json"),
         argv=list(invocation.argv),
-        versions={package: _version(package) for package in _PACKAGES} | {"python": platform.python_version()},
+        versions=versions(),
         host=socket.gethostname(),
         started=_now(),
         datasets=earlier.datasets if earlier else {},

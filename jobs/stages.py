@@ -26,8 +26,11 @@ from storage.runs import RunRecord
 from storage.scan import scan_manifest
 from storage.schemas import schema
 
-STAGES = ("index", "propose", "extract")
+STAGES = ("index", "propose", "extract", "train-svm", "train-bbox", "detect", "evaluate")
 """Every stage of ``spp run``, in order."""
+
+REDUCE_STAGES = ("train-svm", "train-bbox", "detect", "evaluate")
+"""Those that read whole datasets and write one small one each."""
 
 FEATURE_STORES = ("maps", "windows", "features")
 """Ways to store features: vectors, or conv maps with the windows on them."""
@@ -36,6 +39,10 @@ DATASETS_OF = {
     "index": ("images", "objects"),
     "propose": ("proposals",),
     "extract": ("truth_features", *FEATURE_STORES),
+    "train-svm": ("svms",),
+    "train-bbox": ("regressors",),
+    "detect": ("detections",),
+    "evaluate": ("metrics",),
 }
 """What each stage makes; of features either vectors, or maps and windows."""
 

@@ -13,15 +13,15 @@ from jobs.boxfile import given_boxes
 from jobs.crews import ActorCrew, Crew, TaskCrew
 from jobs.execution import Resources
 from jobs.extract import ActorSettings, ExtractShard, LoadedBody, file_metadata, vector_length
-from jobs.features import MaterialiseShard, materialise_shard
 from jobs.imagefile import ImageFile
 from jobs.index import Index
+from jobs.materialise import MaterialiseShard, materialise_shard
 from jobs.propose import ProposeShard, propose_shard
-from jobs.run import PRODUCER
 from jobs.shardloop import Work
 from jobs.shards import Survey
 from jobs.stages import Invocation
 from jobs.trial import Trial
+from jobs.versions import PRODUCER
 from storage.commits import CommitName, winners
 from storage.shards import Shard
 

@@ -13,6 +13,7 @@ from storage.commits import Commit, commit_key, data_key, read_commits
 from storage.manifest import manifest_key, read_manifest
 from storage.root import Root, StorageError
 from storage.runs import RunRecord
+from storage.schemas import BY_CLASS, ONE_GROUP
 
 _CHUNK = 16 * 1024 * 1024
 
@@ -49,8 +50,9 @@ def check_dataset(root: Root, record: RunRecord, dataset: str) -> Iterator[str]:
             continue
         seen.update([*commit.images, *(row.image_id for row in commit.failed), *commit.skipped])
         yield from _check_file(root, commit)
-    yield from (f"{dataset}: image {image_id!r} stands in {n} shards" for image_id, n in seen.items() if n > 1)
-    if dataset not in ("images", "objects", "truth_features"):
+    unit = "class" if dataset in BY_CLASS else "image"
+    yield from (f"{dataset}: {unit} {name!r} stands in {n} shards" for name, n in seen.items() if n > 1)
+    if dataset in ("proposals", "features", "windows", "maps"):
         expected = _indexed_images(root, record)
         yield from (f"{dataset}: image {image_id!r} is missing" for image_id in sorted(expected - seen.keys()))
         yield from (f"{dataset}: image {image_id!r} is not in images" for image_id in sorted(seen.keys() - expected))
@@ -69,16 +71,16 @@ def _check_file(root: Root, commit: Commit) -> Iterator[str]:
     if _sha256(root, key) != commit.sha256:
         yield f"{key}: its SHA-256 is not the one in its commit"
         return
+    name = "class_name" if commit.dataset in BY_CLASS else "image_id"
     with root.open(key) as stream, pq.ParquetFile(stream) as parquet:
         rows: Counter[str] = Counter()
         for group in range(parquet.num_row_groups):
-            ids = parquet.read_row_group(group, columns=["image_id"])["image_id"].unique().to_pylist()
-            if len(ids) != 1 and commit.dataset not in ("images", "objects"):
-                yield f"{key}: row group {group} holds {len(ids)} images"
-            for image_id in ids:
-                rows[image_id] += parquet.metadata.row_group(group).num_rows if len(ids) == 1 else 0
-    if commit.dataset not in ("images", "objects") and dict(rows) != {i: n for i, n in commit.images.items() if n}:
-        yield f"{key}: the rows of its images are not those of its commit"
+            values = parquet.read_row_group(group, columns=[name])[name].value_counts().to_pylist()
+            if len(values) != 1 and commit.dataset not in ONE_GROUP:
+                yield f"{key}: row group {group} holds {len(values)} images"
+            rows.update({value["values"]: value["counts"] for value in values})
+    if dict(rows) != {i: n for i, n in commit.images.items() if n}:
+        yield f"{key}: the rows of its {'classes' if name == 'class_name' else 'images'} are not those of its commit"
 
 
 def _sha256(root: Root, key: str) -> str:

@@ -11,7 +11,16 @@ from pydantic import BaseModel, Field
 from storage.root import Root, StorageError, store_errors
 from storage.schemas import DATASETS, SCHEMA_VERSION, read_record
 
-_STAGE = {"images": "index", "objects": "index", "proposals": "propose"}  # all others: extract
+_STAGE = {
+    "images": "index",
+    "objects": "index",
+    "proposals": "propose",
+    "svms": "train-svm",
+    "regressors": "train-bbox",
+    "detections": "detect",
+    "metrics": "evaluate",
+}
+"""The verb that makes a dataset; of all others: extract."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -22,8 +22,15 @@ VERSION_KEY = "spp.schema_version"
 
 VECTOR_COLUMN = "feature"
 MAP_COLUMN = "map"
-BULK_COLUMNS = (VECTOR_COLUMN, MAP_COLUMN)
-"""float16 values, nearly all of a file's bytes: no dictionary, no statistics."""
+WEIGHT_COLUMN = "weight"
+BULK_COLUMNS = (VECTOR_COLUMN, MAP_COLUMN, WEIGHT_COLUMN)
+"""Long lists of numbers, nearly all of a file's bytes: no dictionary, no statistics."""
+
+ONE_GROUP = ("images", "objects", "svms", "regressors", "detections", "metrics")
+"""Datasets of small rows: a shard is one row group. In all others no row group holds rows of two images."""
+
+BY_CLASS = ("svms", "regressors", "metrics")
+"""Datasets whose rows, and what their commits count, are classes, not images."""
 
 _OBJECT = {"object_id": pa.int32(), "class_name": pa.string()}
 
@@ -34,6 +41,31 @@ _WINDOW_ROW = {
     "scale": pa.int32(),
     "window": WINDOW,
 }
+
+
+def _list(element: pa.DataType, size: int = -1) -> pa.DataType:
+    return pa.list_(pa.field("element", element, nullable=False), size)
+
+
+_FIT = pa.struct(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in {
+            "pass": pa.int32(),
+            "round": pa.int32(),
+            "positives": pa.int32(),
+            "negatives": pa.int32(),
+            "added": pa.int32(),
+            "left_out": pa.int64(),
+            "evicted": pa.int32(),
+            "loss_positive": pa.float64(),
+            "loss_negative": pa.float64(),
+            "regulariser": pa.float64(),
+            "iterations": pa.int32(),
+        }.items()
+    ]
+)
+"""One fit of a class's SVM: its examples, and the parts of its objective after it."""
 
 _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "images": {
@@ -70,7 +102,48 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "scale": pa.int32(),
         "window": WINDOW,
     },
+    "svms": {
+        "class_name": pa.string(),
+        "bias": pa.float64(),
+        "feature_scale": pa.float64(),
+        "positives": pa.int32(),
+        "negatives": pa.int32(),
+        "left_out": pa.int64(),
+        "all_negatives": pa.int64(),
+        "violators": pa.int64(),
+        "objective": pa.float64(),
+        "objective_all": pa.float64(),
+        "passes": pa.int32(),
+        "history": _list(_FIT),
+    },
+    "regressors": {
+        "class_name": pa.string(),
+        "windows": pa.int32(),
+        "feature_scale": pa.float64(),
+        "ridge": pa.float64(),
+        "bias": _list(pa.float64(), 4),
+        "mean": _list(pa.float64(), 4),
+        "whitening": _list(pa.float64(), 16),
+    },
+    "detections": {"image_id": pa.string(), "class_name": pa.string(), "score": pa.float32(), "box": BOX},
+    "metrics": {
+        "class_name": pa.string(),
+        "ap_11": pa.float64(),
+        "ap_area": pa.float64(),
+        "positives": pa.int32(),
+        "detections": pa.int32(),
+        "true_positives": pa.int32(),
+        "score": _list(pa.float32()),
+        "recall": _list(pa.float64()),
+        "precision": _list(pa.float64()),
+    },
 }
+
+_NULLABLE = {("metrics", "ap_11"), ("metrics", "ap_area")}
+"""Without an object of the class there is no average precision."""
+
+_WEIGHTS = {"svms": 1, "regressors": 4}
+"""Vectors of weights in a row of these datasets."""
 
 DATASETS = tuple(_COLUMNS)
 """Names of the datasets, in the order in which they come to be."""
@@ -83,11 +156,14 @@ def schema(dataset: str, dim: int | None = None, metadata: Mapping[str, str] | N
     key/value metadata under ``spp.``, beside the schema version.
     """
     columns = dict(_COLUMNS[dataset])
-    if dim is not None:
+    if dim is not None and dataset in _WEIGHTS:
+        columns[WEIGHT_COLUMN] = _list(pa.float32(), _WEIGHTS[dataset] * dim)
+    elif dim is not None:
         columns[VECTOR_COLUMN] = vector_type(dim)
     labels = {VERSION_KEY: str(SCHEMA_VERSION), "spp.dataset": dataset}
     labels.update({f"spp.{key}": value for key, value in (metadata or {}).items()})
-    return pa.schema([pa.field(n, t, nullable=False) for n, t in columns.items()], metadata=labels)
+    fields = [pa.field(n, t, nullable=(dataset, n) in _NULLABLE) for n, t in columns.items()]
+    return pa.schema(fields, metadata=labels)
 
 
 def read_record(model: type[_Record], data: bytes, where: str) -> _Record:

@@ -16,8 +16,16 @@ LAYOUT = {
     "windows": "image_id proposal_id box scale window",
     "maps": "image_id scale height width channels map",
     "truth_features": "image_id object_id class_name difficult box scale window feature",
+    "svms": "class_name bias feature_scale positives negatives left_out all_negatives violators objective objective_all "
+    "passes history weight",
+    "regressors": "class_name windows feature_scale ridge bias mean whitening weight",
+    "detections": "image_id class_name score box",
+    "metrics": "class_name ap_11 ap_area positives detections true_positives score recall precision",
 }
 """The columns of every dataset, in order."""
+
+MODELS = ("svms", "regressors", "metrics", "detections")
+"""Their columns have types of their own."""
 
 TYPES = {
     "image_id": pa.string(),
@@ -43,15 +51,27 @@ TYPES = {
 
 
 def layout_of(dataset: str) -> pa.Schema:
-    return schema(dataset, 12800 if "feature" in LAYOUT[dataset].split() else None)
+    return schema(dataset, 12800 if {"feature", "weight"} & set(LAYOUT[dataset].split()) else None)
 
 
 @pytest.mark.parametrize("dataset", LAYOUT)
 def test_columns_and_types(dataset):
     assert layout_of(dataset).names == LAYOUT[dataset].split()
+    if dataset in MODELS:
+        return
     for field in layout_of(dataset):
         assert field.type == TYPES[field.name]
         assert not field.nullable
+
+
+def test_weights_are_as_long_as_the_vectors():
+    assert schema("svms", 12800).field("weight").type.list_size == 12800
+    assert schema("regressors", 12800).field("weight").type.list_size == 4 * 12800
+
+
+def test_only_an_average_precision_can_be_null():
+    nullable = [(name, field.name) for name in LAYOUT for field in layout_of(name) if field.nullable]
+    assert nullable == [("metrics", "ap_11"), ("metrics", "ap_area")]
 
 
 def test_the_datasets_are_in_the_order_in_which_they_come_to_be():

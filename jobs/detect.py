@@ -1,0 +1,49 @@
+"""detect: the SVMs and box regressors on the proposals of the test splits.
+
+    spp detect --config configs/raccoon_kangaroo.yaml --root /data/spp [--voc FOLDER] [--coco FILE]
+
+The work is in jobs/detection.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from jobs.reduce import reduce_method, stored_features
+from jobs.settings import Settings
+from storage.identity import canonical_json, digest
+from storage.runs import DatasetRecord, RunRecord, dataset_record
+
+VERSION = 1
+
+
+class DetectConfig(Settings):
+    """The ``detect:`` section of the config."""
+
+    source: Literal["stored", "stream"] = "stored"
+    """stored: features of the test images come from the dataset; stream: they are computed and not stored."""
+    regress: bool = True
+    """Move boxes by the box regressors."""
+    score_above: float = -1.5
+    """A window is a detection of a class if its score is higher."""
+    nms_overlap: float = Field(0.3, ge=0, le=1)
+    """Of detections of a class whose IoU is above this, the best stays."""
+    max_per_class: int = Field(100, ge=1)
+    """Detections per class and image."""
+
+
+def detect_method(config: DetectConfig, record: RunRecord, image_ids: Sequence[str]) -> str:
+    """The method id: of the features and the models, for these test images. Their annotations do not enter."""
+    if config.source == "stream":
+        features = DatasetRecord(stage="extract", method=stored_features(record).method)
+        read = [dataset_record(record, "proposals"), features]
+    else:
+        read = [stored_features(record)]
+    read.append(dataset_record(record, "svms"))
+    if config.regress:
+        read.append(dataset_record(record, "regressors"))
+    values = config.identity()
+    return reduce_method("detect", VERSION, values, read, [digest(canonical_json(sorted(image_ids)))])

@@ -1,0 +1,95 @@
+"""What the stages after extraction share: they read whole datasets, and write one small dataset each.
+
+Their method ids also hash the manifests that they read, so new content upstream gives a new result beside the old one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from storage.commits import Commit, LedgerRow, winners
+from storage.identity import method_id
+from storage.manifest import Manifest, fold
+from storage.root import Root
+from storage.runs import DatasetRecord, RunRecord, dataset_record
+from storage.writer import ShardWriter
+
+
+def reduce_method(
+    stage: str, version: int, config: Mapping[str, Any], read: Sequence[DatasetRecord], also: Sequence[str] = ()
+) -> str:
+    """The method id of a stage that read these datasets; ``also``: digests of what else it depends on."""
+    upstream = [f"{entry.method}/{entry.manifest}" for entry in read]
+    return method_id(stage, version, config, upstream=[*upstream, *also])
+
+
+def stored_features(record: RunRecord) -> DatasetRecord:
+    """The features of a run, however they are stored. StorageError, naming the verb, if they are not complete."""
+    name = "windows" if "windows" in record.datasets and not _complete(record, "features") else "features"
+    return dataset_record(record, name)
+
+
+def done_already(root: Root, stage: str, dataset: str, method: str) -> DatasetRecord | None:
+    """The record of a dataset of one shard, if it is committed."""
+    names = list(winners(root, dataset, method).values())
+    return entry_of(stage, fold(root, dataset, method, names)) if names else None
+
+
+def publish(
+    root: Root,
+    stage: str,
+    dataset: str,
+    method: str,
+    rows: pa.Table,
+    counts: Mapping[str, int],
+    *,
+    notes: Sequence[LedgerRow] = (),
+    seconds: Mapping[str, float],
+    producer: str,
+) -> DatasetRecord:
+    """Write a dataset of one shard; ``counts`` gives each class, sorted, its number of rows."""
+    commit = publish_shard(root, dataset, method, method, rows, counts, notes=notes, seconds=seconds, producer=producer)
+    return entry_of(stage, fold(root, dataset, method, [commit.name]))
+
+
+def publish_shard(
+    root: Root,
+    dataset: str,
+    method: str,
+    shard: str,
+    rows: pa.Table,
+    counts: Mapping[str, int],
+    *,
+    notes: Sequence[LedgerRow] = (),
+    skipped: Sequence[str] = (),
+    seconds: Mapping[str, float],
+    producer: str,
+) -> Commit:
+    """Write and commit one shard of small rows."""
+    with ShardWriter(root, dataset, method, shard, rows.schema) as writer:
+        writer.write_shard(rows, counts)
+        return writer.commit(ledger=notes, skipped=skipped, seconds=dict(seconds), producer=producer)
+
+
+def entry_of(stage: str, manifest: Manifest, bytes_per_image: int = 0) -> DatasetRecord:
+    """What a run's record says of a complete dataset."""
+    return DatasetRecord(
+        stage=stage,
+        method=manifest.method,
+        manifest=manifest.digest,
+        shards=len(manifest.table),
+        bytes_per_image=bytes_per_image,
+        rows=manifest.rows,
+        bytes=manifest.bytes,
+        images=manifest.images,
+        failed=manifest.failed,
+        seconds=manifest.seconds,
+    )
+
+
+def _complete(record: RunRecord, dataset: str) -> bool:
+    entry = record.datasets.get(dataset)
+    return entry is not None and entry.manifest is not None

@@ -1,0 +1,79 @@
+"""train-svm: one linear SVM per class, with hard negatives (paper 4.2).
+
+    spp train-svm --config configs/raccoon_kangaroo.yaml --root /data/spp
+
+The story: take some negatives of every class at random, and train. Then go through the features: in each of ``rounds``
+groups of shards, tasks score every window for all classes in one product and return those that are hard for some class;
+these join the caches, the classes that got some are trained again, and what has become easy leaves. At the end every
+negative is scored once more: how many violate the margin outside the caches is stored with the SVMs.
+
+The story is told in jobs/svm_training.py, its tasks are in jobs/mining.py.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from jobs.reduce import reduce_method, stored_features
+from jobs.settings import Settings
+from storage.runs import RunRecord, dataset_record
+
+VERSION = 1
+
+
+class SvmConfig(Settings):
+    """The ``svm:`` section of the config."""
+
+    C: float = Field(1e-3, gt=0)
+    """Weight of the losses against the regulariser."""
+    positive_weight: float = Field(2.0, gt=0)
+    """Weight of a positive's loss against a negative's."""
+    bias: float = Field(10.0, gt=0)
+    """Value of the feature whose weight is the bias; the larger, the less the bias is regularised."""
+    target_norm: float = Field(20.0, gt=0)
+    """Features are scaled by one number, so that their mean norm is this."""
+    solver: Literal["gram", "sklearn"] = "gram"
+    """gram: coordinate descent over the products of the examples; sklearn: LinearSVC. Both find the same SVM."""
+    tolerance: float = Field(1e-4, gt=0)
+    """The solver's; of gram: how far, relatively, the objective may be from its minimum."""
+    negative_overlap: float = Field(0.3, gt=0, le=1)
+    """Windows whose IoU to every ground-truth box of a class is below this are its negatives."""
+    negative_dedupe: float | None = Field(None, gt=0, lt=1)
+    """Leave out a negative that overlaps an earlier one of its image by more (paper: 0.7); null: keep all."""
+    once_per_cells: bool = True
+    """Of an image's negatives that cover the same cells of the conv map, keep the first (the released code)."""
+    difficult_positive: bool = False
+    """Train on difficult objects as positives (the released code does)."""
+    start_negatives: int = Field(2000, ge=1)
+    """Negatives per class, drawn at random, of the first training."""
+    rounds: int = Field(10, ge=1)
+    """Groups of shards in one pass over the features; after each the classes are trained again."""
+    passes: int | Literal["until_stable"] = 1
+    """Passes over the features; until_stable: until one of them finds no hard negative."""
+    join_above: float = -1.0001
+    """A negative with a higher score joins the cache."""
+    leave_below: float = -1.2
+    """A cached negative with a lower score leaves after a training."""
+    max_per_image: int | None = Field(None, ge=1)
+    """Negatives that may join per class, image and pass, the highest scores first; null: all."""
+    fit_memory_mb: int = Field(4000, ge=1)
+    """Memory of one training. It bounds the cache of a class; what that keeps out is counted and reported."""
+    seed: int = Field(0, ge=0)
+    """Of the first negatives and the solver."""
+
+    @model_validator(mode="after")
+    def _cache_empties(self) -> SvmConfig:
+        if self.leave_below > self.join_above:
+            raise ValueError(f"leave_below ({self.leave_below:g}) must not be above join_above ({self.join_above:g})")
+        if self.passes != "until_stable" and self.passes < 1:
+            raise ValueError("passes: give a number from 1 on, or until_stable")
+        return self
+
+
+def svm_method(config: SvmConfig, record: RunRecord) -> str:
+    """The method id. The training images are those of ``truth_features``, whose shards hash their annotations."""
+    return reduce_method(
+        "train-svm", VERSION, config.identity(), [stored_features(record), dataset_record(record, "truth_features")]
+    )

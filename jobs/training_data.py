@@ -1,0 +1,90 @@
+"""What the training stages read: the classes, and the training images shard by shard."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.features import FeatureShard, feature_shards
+from jobs.index import Index
+from storage.manifest import read_manifest
+from storage.root import Root
+from storage.runs import RunRecord, dataset_record
+
+
+@dataclass(frozen=True)
+class ImageObjects:
+    """The ground truth of an image: boxes (M, 4), classes (M,), difficult (M,)."""
+
+    boxes: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    difficult: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TrainingShard:
+    """The training images of one shard of features. ``truth``: the files of ``truth_features`` that may hold them."""
+
+    features: FeatureShard
+    truth: tuple[str, ...]
+    images: tuple[str, ...]
+    objects: Mapping[str, ImageObjects]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What the training stages read: classes, and the training images shard by shard, in an order of no meaning."""
+
+    class_names: tuple[str, ...]
+    shards: tuple[TrainingShard, ...]
+
+    @classmethod
+    def of(cls, root: Root, record: RunRecord, index: Index, train_splits: Sequence[str]) -> TrainingData:
+        """From a run's index, features and truth_features."""
+        wanted = set(train_splits)
+        ids = [
+            row["image_id"]
+            for row in index.images.select(["image_id", "splits"]).to_pylist()
+            if wanted.intersection(row["splits"])
+        ]
+        names = tuple(sorted(set(index.objects["class_name"].to_pylist())))
+        objects = objects_of(index, ids, names)
+        entry = dataset_record(record, "truth_features")
+        assert entry.manifest is not None
+        manifest = read_manifest(root, "truth_features", entry.method, entry.manifest)
+        truth = list(zip(manifest.table.select(["first_image", "last_image"]).to_pylist(), manifest.keys, strict=True))
+        shards = []
+        for shard in sorted(feature_shards(root, record), key=lambda s: s.shard):
+            images = tuple(image_id for image_id in ids if shard.first <= image_id <= shard.last)
+            if images:
+                keys = tuple(key for r, key in truth if r["first_image"] <= images[-1] and images[0] <= r["last_image"])
+                shards.append(TrainingShard(shard, keys, images, {i: objects[i] for i in images if i in objects}))
+        return cls(names, tuple(shards))
+
+
+def objects_of(index: Index, image_ids: Iterable[str], class_names: Sequence[str]) -> dict[str, ImageObjects]:
+    """The ground truth of those images that have some."""
+    wanted = set(image_ids)
+    number = {name: i for i, name in enumerate(class_names)}
+    found: dict[str, list[tuple[list[float], int, bool]]] = {}
+    for row in index.objects.to_pylist():
+        if row["image_id"] in wanted:
+            values = (list(row["box"].values()), number[row["class_name"]], row["difficult"])
+            found.setdefault(row["image_id"], []).append(values)
+    return {
+        image_id: ImageObjects(
+            np.array([box for box, _, _ in rows], np.float32),
+            np.array([label for _, label, _ in rows], np.int64),
+            np.array([difficult for _, _, difficult in rows], np.bool_),
+        )
+        for image_id, rows in found.items()
+    }
+
+
+def order_key(seed: int, image_id: str) -> bytes:
+    """Sorted by it, images come in an order drawn from the seed, in which one image more moves no other."""
+    return hashlib.sha256(f"{seed} {image_id}".encode()).digest()

@@ -1,0 +1,50 @@
+"""Linear scores of feature vectors: all windows against all classes in one matrix product."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_BLOCK = 64
+"""Rows converted to float32 at a time: they stay in the processor's cache until they are multiplied."""
+
+_LANES = 32
+"""The product is padded to a multiple of so many classes: odd sizes make some libraries sum a row in an order that
+depends on its place in the block, and the score of a window would depend on its neighbours."""
+
+
+class LinearScorer:
+    """``score = scale * (vector . weight) + bias`` for K classes.
+
+    Parameters
+    ----------
+    weights : (K, dim), of features that were scaled by ``scale``.
+    biases : (K,).
+    scale : what features are multiplied by before the weights apply (SPP-net: 20 / mean norm).
+    """
+
+    def __init__(self, weights: NDArray[np.floating], biases: NDArray[np.floating], scale: float) -> None:
+        classes, dim = np.shape(weights)
+        self._biases = np.asarray(biases, np.float32)
+        self._weights = torch.zeros((dim, -(-classes // _LANES) * _LANES), dtype=torch.float32)
+        self._weights.numpy()[:, :classes] = np.asarray(weights, np.float64).T * scale
+
+    def __call__(self, vectors: NDArray[np.float16]) -> NDArray[np.float32]:
+        """Scores float32 (N, K) of float16 vectors (N, dim). Each row's depend on that row alone."""
+        dim, lanes = self._weights.shape
+        scores = np.empty((len(vectors), lanes), np.float32)
+        source, target = torch.from_dlpack(vectors), torch.from_numpy(scores)  # vectors may be read-only
+        block = torch.zeros((_BLOCK, dim), dtype=torch.float32)
+        for start in range(0, len(vectors), _BLOCK):
+            part = source[start : start + _BLOCK]
+            block[: len(part)].copy_(part)
+            # always a whole block: another number of rows may be summed in another order
+            target[start : start + _BLOCK] = torch.mm(block, self._weights)[: len(part)]
+        return scores[:, : len(self._biases)] + self._biases
+
+
+def mean_norm(vectors: NDArray[np.float16]) -> float:
+    """Mean L2 norm of vectors (N, dim)."""
+    norms = [np.linalg.norm(vectors[i : i + _BLOCK].astype(np.float64), axis=1) for i in range(0, len(vectors), _BLOCK)]
+    return float(np.concatenate(norms).mean())
