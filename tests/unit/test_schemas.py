@@ -16,8 +16,8 @@ LAYOUT = {
     "windows": "image_id proposal_id box scale window",
     "maps": "image_id scale height width channels map",
     "truth_features": "image_id object_id class_name difficult box scale window feature",
-    "svms": "class_name bias feature_scale positives negatives left_out all_negatives violators objective objective_all "
-    "passes history weight",
+    "svms": "class_name bias feature_scale positives negatives left_out all_negatives violators "
+    "objective objective_all passes history weight",
     "regressors": "class_name windows feature_scale ridge bias mean whitening weight",
     "detections": "image_id class_name score box",
     "metrics": "class_name ap_11 ap_area positives detections true_positives score recall precision",
