@@ -12,10 +12,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from jobs.index import Index
 from jobs.reduce import reduce_method, stored_features
 from jobs.settings import Settings
 from storage.identity import canonical_json, digest
 from storage.runs import DatasetRecord, RunRecord, dataset_record
+from storage.shards import Shard, shards
 
 VERSION = 1
 
@@ -47,3 +49,9 @@ def detect_method(config: DetectConfig, record: RunRecord, image_ids: Sequence[s
         read.append(dataset_record(record, "regressors"))
     values = config.identity()
     return reduce_method("detect", VERSION, values, read, [digest(canonical_json(sorted(image_ids)))])
+
+
+def detection_shards(index: Index, image_ids: Sequence[str]) -> list[Shard]:
+    """The shards of ``detections``: of 64 images at most, for their rows are small."""
+    digests = index.digests()
+    return list(shards({image_id: digests[image_id] for image_id in image_ids}, 1))

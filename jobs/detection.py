@@ -16,10 +16,10 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from jobs.crews import TaskCrew
-from jobs.detect import DetectConfig, detect_method
-from jobs.evaluation import images_of
+from jobs.crews import Crew, TaskCrew
+from jobs.detect import DetectConfig, detect_method, detection_shards
 from jobs.execution import RaySession, Resources
+from jobs.extract import load_body
 from jobs.features import FeatureShard, feature_shards
 from jobs.imagefile import ImageFile
 from jobs.index import Index
@@ -29,31 +29,34 @@ from jobs.shardloop import ShardLoop, Work
 from jobs.stages import Invocation
 from jobs.trial import Trial
 from jobs.versions import PRODUCER
+from jobs.works import actor_crew
 from pipeline.box_regression import Regressor
 from pipeline.detection import DetectionRules, Detector, Found
 from pipeline.phases import PhaseClock
 from pipeline.scoring import LinearScorer
 from storage.columns import box_column, boxes_of, vectors_of
-from storage.commits import Commit, CommitName, winners
+from storage.commits import Commit, CommitName, LedgerRow, winners
 from storage.manifest import fold, read_manifest
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord, dataset_record
 from storage.scan import scan_manifest
 from storage.schemas import VECTOR_COLUMN, schema
-from storage.shards import Shard, shards
-
-_BYTES_PER_DETECTION = 40
+from storage.shards import Shard
 
 
 @dataclass(frozen=True)
 class DetectShard:
-    """The test images of one shard. ``failed``: those of them that have no features, for a failure."""
+    """The test images of one shard, and the shards of features, or files of proposals, that hold them.
+
+    ``failed``: those images that have none, for a failure.
+    """
 
     root: Root
     method: str
     shard: str
     images: tuple[ImageFile, ...]
     features: tuple[FeatureShard, ...]
+    proposals: tuple[str, ...]
     failed: frozenset[str]
     class_names: tuple[str, ...]
     trial: Trial = field(default_factory=Trial)
@@ -66,18 +69,15 @@ class DetectShard:
 def detect(invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
     """Detect in the test images of a run; shards that are committed are not done again."""
     config, root = invocation.config, invocation.root
-    image_ids = images_of(index, config.dataset.test_splits)
+    image_ids = index.images_in(config.dataset.test_splits)
     method = detect_method(config.detect, record, image_ids)
-    digests = index.digests()
-    names = svm_classes(root, record)
-    per_image = max(1, len(names)) * config.detect.max_per_class * _BYTES_PER_DETECTION
-    planned = shards({i: digests[i] for i in image_ids}, per_image)
+    planned = detection_shards(index, image_ids)
     done = {("detections", key): name for key, name in winners(root, "detections", method).items()}
     todo = [shard for shard in planned if ("detections", shard.key) not in done]
     if todo:
-        _make(invocation, record, index, session.resources(), method, names, todo, done)
+        _make(invocation, record, index, session.resources(), method, todo, done)
     commits: list[CommitName] = [done["detections", shard.key] for shard in planned]
-    return entry_of("detect", fold(root, "detections", method, commits), per_image)
+    return entry_of("detect", fold(root, "detections", method, commits))
 
 
 def detect_shard(work: DetectShard, detector: Detector) -> Commit | None:
@@ -92,11 +92,15 @@ def detect_shard(work: DetectShard, detector: Detector) -> Commit | None:
             height, width = files[image_id].height_width
             with clock.phase("score"):
                 found[image_id] = detector(boxes[image_id], parts, height, width)
-    return commit_found(work, list(files), found, clock)
+    return commit_found(work, list(files), found, work.trial.ledger("detect"), clock)
 
 
 def commit_found(
-    work: DetectShard, present: Sequence[str], found: Mapping[str, Found], clock: PhaseClock
+    work: DetectShard,
+    present: Sequence[str],
+    found: Mapping[str, Found],
+    ledger: Sequence[LedgerRow],
+    clock: PhaseClock,
 ) -> Commit | None:
     """Write what was found in the images that are ``present``; one without windows has no detections."""
     if work.trial.alone is not None:
@@ -120,7 +124,7 @@ def commit_found(
         work.shard,
         table,
         {image_id: len(found[image_id].scores) if image_id in found else 0 for image_id in present},
-        notes=work.trial.ledger("detect"),
+        ledger=ledger,
         skipped=sorted(work.failed),
         seconds=clock.seconds,
         producer=PRODUCER,
@@ -194,28 +198,46 @@ def _make(
     index: Index,
     resources: Resources,
     method: str,
-    names: tuple[str, ...],
     todo: Sequence[Shard],
     done: dict[tuple[str, str], CommitName],
 ) -> None:
     config, root = invocation.config, invocation.root
     rows = index.images.select(["image_id", "height", "width", "uri", "digest"]).to_pylist()
     files = {r["image_id"]: ImageFile(r["image_id"], r["uri"], r["digest"], (r["height"], r["width"])) for r in rows}
-    stored = feature_shards(root, record)
-    failed = _failed(root, record)
+    streamed = config.detect.source == "stream"
+    failed, names = _failed(root, record), svm_classes(root, record)
+    stored = [] if streamed else feature_shards(root, record)
+    proposed = _proposal_files(root, record) if streamed else []
 
     def make(shard: Shard, _: CommitName | None, trial: Trial) -> DetectShard:
         ids = shard.image_ids
         holding = tuple(one for one in stored if one.first <= ids[-1] and ids[0] <= one.last)
+        boxes = tuple(key for key, first, last in proposed if first <= ids[-1] and ids[0] <= last)
         images = tuple(files[image_id] for image_id in ids)
-        return DetectShard(root, method, shard.key, images, holding, failed.intersection(ids), names, trial)
+        failures = failed.intersection(ids)
+        return DetectShard(root, method, shard.key, images, holding, boxes, failures, names, trial)
 
     works = [Work("detect", "detections", shard.key, shard.image_ids, partial(make, shard)) for shard in todo]
     detector = ray.put(load_detector(root, record, config.detect))
-    crew = TaskCrew(detect_shard, 2 * resources.cpus, detector)
+    crew: Crew
+    if streamed:
+        from jobs.detect_actor import DetectActor
+
+        crew = actor_crew(invocation, resources, load_body(config.features), DetectActor, "detect", detector)
+    else:
+        crew = TaskCrew(detect_shard, 2 * resources.cpus, detector)
     total = sum(work.images for work in works)
     with ProgressReport({"detections": total}, {"detections": 0}, config.execution.progress_seconds) as progress:
         ShardLoop({"detect": crew}, config.execution, progress, done).run(works)
+
+
+def _proposal_files(root: Root, record: RunRecord) -> list[tuple[str, str, str]]:
+    """The files of a run's proposals, with their first and last image id."""
+    entry = dataset_record(record, "proposals")
+    assert entry.manifest is not None
+    manifest = read_manifest(root, "proposals", entry.method, entry.manifest)
+    rows = manifest.table.select(["first_image", "last_image"]).to_pylist()
+    return [(key, row["first_image"], row["last_image"]) for row, key in zip(rows, manifest.keys, strict=True)]
 
 
 def _failed(root: Root, record: RunRecord) -> frozenset[str]:

@@ -29,17 +29,10 @@ if TYPE_CHECKING:
     from pipeline.evaluation import ClassResult, GroundTruth
 
 
-def images_of(index: Index, splits: Sequence[str]) -> list[str]:
-    """The images of some splits, sorted."""
-    wanted = set(splits)
-    rows = index.images.select(["image_id", "splits"]).to_pylist()
-    return sorted(row["image_id"] for row in rows if wanted.intersection(row["splits"]))
-
-
 def evaluate(invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
     """Measure the detections of a run, unless that is done."""
     config, root = invocation.config, invocation.root
-    objects = objects_in(index, images_of(index, config.dataset.test_splits))
+    objects = index.objects_in(config.dataset.test_splits)
     method = evaluate_method(config.evaluate, record, objects)
     entry = done_already(root, "evaluate", "metrics", method)
     if entry is None:
@@ -80,7 +73,7 @@ def evaluate_files(
     from pipeline.evaluation import Detections, evaluate_classes
     from pipeline.result_files import ResultFileError, read_voc
 
-    image_ids = images_of(index, splits)
+    image_ids = index.images_in(splits)
     ids: list[str] = []
     names: list[str] = []
     scores, boxes = [np.zeros(0)], [np.zeros((0, 4), np.float32)]
@@ -99,11 +92,11 @@ def evaluate_files(
         names += [part.class_name] * len(part.image_ids)
         scores.append(part.scores)
         boxes.append(part.boxes)
-    known = sorted(set(index.objects["class_name"].to_pylist()))
+    known = index.class_names()
     unknown = sorted(set(names).difference(known))
     if unknown:
         raise UsageError(f"the data set has no class {unknown[0]!r}; its classes: {', '.join(known)}")
-    objects = objects_in(index, image_ids)
+    objects = index.objects_in(splits)
     found = evaluate_classes(
         ground_truth(objects),
         np.array(objects["class_name"].to_pylist(), object),
@@ -114,13 +107,6 @@ def evaluate_files(
         thresholds=config.thresholds,
     )
     return summary(metric_rows(found))
-
-
-def objects_in(index: Index, image_ids: Sequence[str]) -> pa.Table:
-    """The objects of some images."""
-    wanted = set(image_ids)
-    rows = [i for i, image_id in enumerate(index.objects["image_id"].to_pylist()) if image_id in wanted]
-    return index.objects.take(pa.array(rows, pa.int64()))
 
 
 def ground_truth(objects: pa.Table) -> GroundTruth:
@@ -190,7 +176,7 @@ def _by_class_on_ray(
     images, names = (np.array(table[column].to_pylist(), object) for column in ("image_id", "class_name"))
     detections = Detections(images, table["score"].to_numpy(), boxes_of(table["box"]))
     task, refs = as_task(evaluate_class), {}
-    for name in sorted(set(index.objects["class_name"].to_pylist())):
+    for name in index.class_names():
         own, mine = truth_names == name, names == name
         refs[name] = task.remote(
             GroundTruth(truth.images[own], truth.boxes[own], truth.difficult[own]),

@@ -25,7 +25,7 @@ def export(invocation: Invocation, voc: str | None, coco: str | None) -> list[st
     """
     record = read_run(invocation.root, invocation.name)
     table = stored_detections(invocation.root, record)
-    classes = sorted(set(recorded_index(invocation.root, record).objects["class_name"].to_pylist()))
+    classes = recorded_index(invocation.root, record).class_names()
     written = []
     try:
         if voc is not None:

@@ -73,6 +73,22 @@ class Index:
         """Image id to image digest."""
         return dict(zip(self.images["image_id"].to_pylist(), self.images["digest"].to_pylist(), strict=True))
 
+    def images_in(self, splits: Sequence[str]) -> list[str]:
+        """Ids of the images of some splits, sorted."""
+        wanted = set(splits)
+        rows = self.images.select(["image_id", "splits"]).to_pylist()
+        return sorted(row["image_id"] for row in rows if wanted.intersection(row["splits"]))
+
+    def objects_in(self, splits: Sequence[str]) -> pa.Table:
+        """The objects on the images of some splits."""
+        wanted = set(self.images_in(splits))
+        rows = [i for i, image_id in enumerate(self.objects["image_id"].to_pylist()) if image_id in wanted]
+        return self.objects.take(pa.array(rows, pa.int64()))
+
+    def class_names(self) -> list[str]:
+        """The classes of all objects, sorted."""
+        return sorted(set(self.objects["class_name"].to_pylist()))
+
 
 @dataclass(frozen=True)
 class _Entry:

@@ -5,15 +5,18 @@ spp plan --config configs/raccoon_kangaroo.yaml --root /data/spp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from jobs.detect import detection_shards
 from jobs.extract import load_body
-from jobs.index import committed_index, index_method, index_of, read_index, tile_shards
+from jobs.index import Index, committed_index, index_method, index_of, read_index, tile_shards
 from jobs.shards import MapDataset, Survey, survey_after
-from jobs.stages import Invocation, planned_datasets
+from jobs.stages import DATASETS_OF, REDUCE_STAGES, Invocation, planned_datasets, reduce_images, reduce_method_of
 from storage.commits import Commit, CommitName, read_commits, winners
-from storage.root import Root
+from storage.manifest import manifest_digest
+from storage.root import Root, StorageError
+from storage.runs import DatasetRecord, RunRecord
 
 _SAMPLE = 16
 """Commits that are read to learn what an image costs."""
@@ -55,8 +58,9 @@ def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
     if set(stages) <= {"index"}:
         return planned
     body = load_body(config.features) if "extract" in stages else None
+    index = index_of(rows)
     surveys: dict[str, Survey] = {}
-    for dataset in planned_datasets(config, index_of(rows), method, body):
+    for dataset in planned_datasets(config, index, method, body):
         found = surveys[dataset.name] = survey_after(root, dataset, surveys)
         images = sum(len(shard.image_ids) for shard, _ in found.todo)
         size, seconds = _cost(root, dataset, images)
@@ -72,6 +76,39 @@ def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
                 seconds,
             )
         )
+    return planned + _reduced(invocation, index, surveys, stages)
+
+
+def _reduced(
+    invocation: Invocation, index: Index, surveys: Mapping[str, Survey], stages: Sequence[str]
+) -> list[PlannedDataset]:
+    """The stages after extraction. Their method ids are not known before what is upstream of them is there."""
+    config, root = invocation.config, invocation.root
+    record = RunRecord(name=invocation.name)
+    for found in surveys.values():
+        if found.complete:
+            for name in found.dataset.names:
+                manifest = manifest_digest(found.done.values())
+                stage, method = found.dataset.stage, found.dataset.method
+                record.datasets[name] = DatasetRecord(stage=stage, method=method, manifest=manifest)
+    planned = []
+    for stage in REDUCE_STAGES:
+        if stage not in stages:
+            continue
+        (dataset,) = DATASETS_OF[stage]
+        images = reduce_images(stage, config, index)
+        try:
+            method = reduce_method_of(stage, config, record, index)
+        except StorageError:
+            planned.append(PlannedDataset(stage, dataset, "?", 1, 0, len(images), None, None))
+            continue
+        shards = 1 if stage != "detect" else len(detection_shards(index, images))
+        names = winners(root, dataset, method)
+        if len(names) >= shards:
+            manifest = manifest_digest(names.values())
+            record.datasets[dataset] = DatasetRecord(stage=stage, method=method, manifest=manifest)
+            images = []
+        planned.append(PlannedDataset(stage, dataset, method, shards, min(len(names), shards), len(images), None, None))
     return planned
 
 

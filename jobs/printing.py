@@ -69,6 +69,7 @@ def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
         "root": root.url,
         "exit_code": record.exit_code or 0,
         "datasets": {name: entry.model_dump() for name, entry in record.datasets.items()},
+        "metrics": metrics_of(record),
         "failed": failed,
     }
 

@@ -51,7 +51,9 @@ def publish(
     producer: str,
 ) -> DatasetRecord:
     """Write a dataset of one shard; ``counts`` gives each class, sorted, its number of rows."""
-    commit = publish_shard(root, dataset, method, method, rows, counts, notes=notes, seconds=seconds, producer=producer)
+    commit = publish_shard(
+        root, dataset, method, method, rows, counts, ledger=notes, seconds=seconds, producer=producer
+    )
     return entry_of(stage, fold(root, dataset, method, [commit.name]))
 
 
@@ -63,7 +65,7 @@ def publish_shard(
     rows: pa.Table,
     counts: Mapping[str, int],
     *,
-    notes: Sequence[LedgerRow] = (),
+    ledger: Sequence[LedgerRow] = (),
     skipped: Sequence[str] = (),
     seconds: Mapping[str, float],
     producer: str,
@@ -71,10 +73,10 @@ def publish_shard(
     """Write and commit one shard of small rows."""
     with ShardWriter(root, dataset, method, shard, rows.schema) as writer:
         writer.write_shard(rows, counts)
-        return writer.commit(ledger=notes, skipped=skipped, seconds=dict(seconds), producer=producer)
+        return writer.commit(ledger=ledger, skipped=skipped, seconds=dict(seconds), producer=producer)
 
 
-def entry_of(stage: str, manifest: Manifest, bytes_per_image: int = 0) -> DatasetRecord:
+def entry_of(stage: str, manifest: Manifest, bytes_per_image: int = 0, partial: bool = False) -> DatasetRecord:
     """What a run's record says of a complete dataset."""
     return DatasetRecord(
         stage=stage,
@@ -86,6 +88,7 @@ def entry_of(stage: str, manifest: Manifest, bytes_per_image: int = 0) -> Datase
         bytes=manifest.bytes,
         images=manifest.images,
         failed=manifest.failed,
+        partial=partial,
         seconds=manifest.seconds,
     )
 

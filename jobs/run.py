@@ -135,6 +135,7 @@ def _map_stages(
                     method=dataset.method,
                     shards=len(dataset.shards),
                     bytes_per_image=dataset.bytes_per_image,
+                    partial=dataset.partial,
                 )
             if dataset.upstream is not None:  # what an earlier command stored by another method is not this run's
                 for name in FEATURE_STORES:
@@ -232,7 +233,7 @@ def _settle(root: Root, record: RunRecord, dataset: MapDataset) -> None:
         names = [there[shard.key] for shard in dataset.shards if shard.key in there]
         if len(names) == len(dataset.shards):
             manifest = fold(root, name, dataset.method, names)
-            record.datasets[name] = entry_of(dataset.stage, manifest, dataset.bytes_per_image)
+            record.datasets[name] = entry_of(dataset.stage, manifest, dataset.bytes_per_image, dataset.partial)
 
 
 def _begin(invocation: Invocation) -> RunRecord:

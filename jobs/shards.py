@@ -14,8 +14,9 @@ from storage.shards import Shard, shards
 class MapDataset:
     """A dataset that a map stage makes shard by shard.
 
-    ``upstream``: the map dataset that it reads, if any; every shard then lies within one shard of that.
-    ``companion``: a dataset of the same method and shards that is committed just before it (maps, before windows).
+    ``upstream``: the map dataset that it reads, if any; every shard then lies within one shard of that. ``companion``:
+    a dataset of the same method and shards that is committed just before it (maps, before windows). ``partial``: it
+    leaves out some of the images.
     """
 
     stage: str
@@ -25,6 +26,7 @@ class MapDataset:
     shards: tuple[Shard, ...]
     upstream: MapDataset | None = None
     companion: str | None = None
+    partial: bool = False
     _source: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -50,9 +52,10 @@ def map_dataset(
     bytes_per_image: int,
     upstream: MapDataset | None = None,
     companion: str | None = None,
+    only: Collection[str] | None = None,
 ) -> MapDataset:
-    """The dataset of the images in ``digests`` (image id to digest)."""
-    cut = tuple(shards(digests, bytes_per_image))
+    """The dataset of the images in ``digests`` (image id to digest), or ``only`` of some of them."""
+    cut = tuple(shards(digests, bytes_per_image, only))
     source: dict[str, str] = {}
     if upstream is not None:
         holder = {image_id: shard.key for shard in upstream.shards for image_id in shard.image_ids}
@@ -61,7 +64,7 @@ def map_dataset(
             if len(holders) != 1:
                 raise ValueError(f"shard {shard.key} of {name} lies in {len(holders)} shards of {upstream.name}")
             source[shard.key] = holders.pop()
-    return MapDataset(stage, name, method, bytes_per_image, cut, upstream, companion, source)
+    return MapDataset(stage, name, method, bytes_per_image, cut, upstream, companion, only is not None, source)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from jobs.boxfile import boxes_digest
 from jobs.config import RunConfig
+from jobs.detect import detect_method
 from jobs.errors import UsageError
+from jobs.evaluate import evaluate_method
 from jobs.extract import (
     TRUTH_BOXES_PER_IMAGE,
     LoadedBody,
@@ -20,6 +22,8 @@ from jobs.extract import (
 from jobs.index import Index, object_digests
 from jobs.propose import BYTES_PER_BOX, propose_method
 from jobs.shards import MapDataset, map_dataset
+from jobs.train_bbox import bbox_method
+from jobs.train_svm import svm_method
 from storage.manifest import read_manifest
 from storage.root import Root
 from storage.runs import RunRecord
@@ -67,6 +71,7 @@ def planned_datasets(config: RunConfig, index: Index, index_method: str, body: L
         boxes * vector_bytes,
         proposals,
         companion="maps" if maps else None,
+        only=_stored_images(config, index),
     )
     truth = map_dataset(
         "extract",
@@ -78,10 +83,16 @@ def planned_datasets(config: RunConfig, index: Index, index_method: str, body: L
     return [proposals, truth, features]
 
 
+def _stored_images(config: RunConfig, index: Index) -> list[str] | None:
+    """The images whose features are stored, if not all: those of the test splits may pass by (``detect.source``)."""
+    return index.images_in(config.dataset.train_splits) if config.detect.source == "stream" else None
+
+
 def recorded_datasets(root: Root, record: RunRecord) -> list[MapDataset]:
     """The map datasets of a recorded run, from what it says of them: without weights or images."""
     index = recorded_index(root, record)
-    splits = RunConfig.model_validate(record.config).dataset.train_splits
+    config = RunConfig.model_validate(record.config)
+    splits = config.dataset.train_splits
     made: dict[str, MapDataset] = {}
     for name in ("proposals", "truth_features", "windows", "features"):
         entry = record.datasets.get(name)
@@ -90,7 +101,10 @@ def recorded_datasets(root: Root, record: RunRecord) -> list[MapDataset]:
         digests = object_digests(index, splits) if name == "truth_features" else index.digests()
         upstream = made.get("proposals") if name in ("windows", "features") else None
         companion = "maps" if name == "windows" else None
-        made[name] = map_dataset(entry.stage, name, entry.method, digests, entry.bytes_per_image, upstream, companion)
+        only = _stored_images(config, index) if name in FEATURE_STORES else None
+        made[name] = map_dataset(
+            entry.stage, name, entry.method, digests, entry.bytes_per_image, upstream, companion, only
+        )
     return list(made.values())
 
 
@@ -112,6 +126,26 @@ def _sorted(parts: Iterable[pa.Table], layout: pa.Schema) -> pa.Table:
     table = pa.concat_tables([layout.empty_table(), *(part.cast(layout) for part in parts)])
     order = [("image_id", "ascending"), *([("object_id", "ascending")] if "object_id" in layout.names else [])]
     return table.sort_by(order)
+
+
+def reduce_method_of(stage: str, config: RunConfig, record: RunRecord, index: Index) -> str:
+    """The method id that one of ``REDUCE_STAGES`` has after what is upstream of it in ``record``.
+
+    StorageError, naming the verb, if something upstream is not complete.
+    """
+    if stage == "train-svm":
+        return svm_method(config.svm, record)
+    if stage == "train-bbox":
+        return bbox_method(config.bbox, record)
+    if stage == "detect":
+        return detect_method(config.detect, record, index.images_in(config.dataset.test_splits))
+    return evaluate_method(config.evaluate, record, index.objects_in(config.dataset.test_splits))
+
+
+def reduce_images(stage: str, config: RunConfig, index: Index) -> list[str]:
+    """The images that one of ``REDUCE_STAGES`` looks at."""
+    dataset = config.dataset
+    return index.images_in(dataset.train_splits if stage in ("train-svm", "train-bbox") else dataset.test_splits)
 
 
 @dataclass(frozen=True)

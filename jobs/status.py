@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jobs.config import RunConfig
+from jobs.errors import UsageError
 from jobs.shards import Survey, survey_after
-from jobs.stages import DATASETS_OF, FEATURE_STORES, recorded_datasets
+from jobs.stages import DATASETS_OF, FEATURE_STORES, REDUCE_STAGES, recorded_datasets, recorded_index, reduce_method_of
 from storage.commits import winners
 from storage.manifest import Manifest, in_memory, read_manifest
-from storage.root import Root
+from storage.root import Root, StorageError
 from storage.runs import RunRecord
 
 
@@ -39,6 +41,9 @@ def status(root: Root, record: RunRecord) -> list[DatasetStatus]:
         for dataset in recorded_datasets(root, record):
             surveys[dataset.name] = survey_after(root, dataset, surveys)
     for stage, datasets in DATASETS_OF.items():
+        if stage in REDUCE_STAGES:
+            result.append(_reduced(root, record, stage))
+            continue
         stored = [name for name in FEATURE_STORES if name in record.datasets] or ["features"]
         for name in datasets:
             if name in FEATURE_STORES and name not in stored:
@@ -61,6 +66,22 @@ def status(root: Root, record: RunRecord) -> list[DatasetStatus]:
                 continue
             result.append(_of(stage, name, entry.method, state, manifest))
     return result
+
+
+def _reduced(root: Root, record: RunRecord, stage: str) -> DatasetStatus:
+    """The state of a stage after extraction: behind, if its method id would be another one today."""
+    (name,) = DATASETS_OF[stage]
+    entry = record.datasets.get(name)
+    if entry is None or entry.manifest is None:
+        return DatasetStatus(stage, name, entry.method if entry else "", "missing", 0, 0, 0, 0, 0.0)
+    state = "complete"
+    try:
+        config = RunConfig.model_validate(record.config)
+        if reduce_method_of(stage, config, record, recorded_index(root, record)) != entry.method:
+            state = "behind its upstream"
+    except (StorageError, UsageError):
+        state = "behind its upstream"
+    return _of(stage, name, entry.method, state, read_manifest(root, name, entry.method, entry.manifest))
 
 
 def _of(stage: str, name: str, method: str, state: str, manifest: Manifest) -> DatasetStatus:

@@ -45,13 +45,8 @@ class TrainingData:
     @classmethod
     def of(cls, root: Root, record: RunRecord, index: Index, train_splits: Sequence[str]) -> TrainingData:
         """From a run's index, features and truth_features."""
-        wanted = set(train_splits)
-        ids = [
-            row["image_id"]
-            for row in index.images.select(["image_id", "splits"]).to_pylist()
-            if wanted.intersection(row["splits"])
-        ]
-        names = tuple(sorted(set(index.objects["class_name"].to_pylist())))
+        ids = index.images_in(train_splits)
+        names = tuple(index.class_names())
         objects = objects_of(index, ids, names)
         entry = dataset_record(record, "truth_features")
         assert entry.manifest is not None

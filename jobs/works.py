@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -111,8 +112,6 @@ def crews_of(
     invocation: Invocation, resources: Resources, body: LoadedBody | None, stages: Sequence[str]
 ) -> dict[str, Crew]:
     """Who does the work of ``stages`` (some of ``CREWS``): CPU tasks propose and materialise, actors extract."""
-    config = invocation.config
-    execution = config.execution
     crews: dict[str, Crew] = {}
     if "propose" in stages:
         crews["propose"] = TaskCrew(propose_shard, room=2 * resources.cpus)
@@ -122,39 +121,49 @@ def crews_of(
         from jobs.feature_actor import FeatureActor
 
         assert body is not None
-        on_gpu = resources.use_gpus(execution)
-        size = resources.actors(execution)
-        settings = ActorSettings(
-            root=invocation.root,
-            config=config.features,
-            device="cuda" if on_gpu else "cpu",
-            threads=execution.threads,
-            decode_threads=execution.decode_threads,
-            decode_ahead=execution.decode_ahead,
-            max_boxes=config.proposals.max_per_image,
-            storage_options=config.dataset.storage_options,
-            producer=PRODUCER,
-        )
-        # arrays, since Ray shares their memory between the actors of a node
-        state = ray.put({name: values.numpy() for name, values in body.state.items()})
-        if on_gpu:
-            cores = max(1, min(execution.cpus_per_gpu, (resources.cpus - 1) // size))
-            beside = size
-        else:
-            cores = min(execution.threads, resources.cpus)
-            beside = min(size // 2, (resources.cpus - 1) // cores)  # proposals need a core to go on
-        actor = ray.remote(FeatureActor).options(
-            num_cpus=cores,
-            num_gpus=1 if on_gpu else 0,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=execution.shards_per_actor,
-        )
-        crews["extract"] = ActorCrew(
-            lambda: actor.remote(settings, state),
-            "extract",
-            size=size,
-            beside=beside,
-            hands=execution.shards_per_actor,
-        )
+        crews["extract"] = actor_crew(invocation, resources, body, FeatureActor, "extract")
     return crews
+
+
+def actor_crew(
+    invocation: Invocation, resources: Resources, body: LoadedBody, kind: type, method: str, *shared: Any
+) -> ActorCrew:
+    """Actors of a class that holds the body, one per GPU or on CPU cores; ``shared``: further arguments to make one."""
+    config = invocation.config
+    execution = config.execution
+    on_gpu = resources.use_gpus(execution)
+    size = resources.actors(execution)
+    settings = ActorSettings(
+        root=invocation.root,
+        config=config.features,
+        device="cuda" if on_gpu else "cpu",
+        threads=execution.threads,
+        decode_threads=execution.decode_threads,
+        decode_ahead=execution.decode_ahead,
+        max_boxes=config.proposals.max_per_image,
+        storage_options=config.dataset.storage_options,
+        producer=PRODUCER,
+    )
+    # arrays, since Ray shares their memory between the actors of a node
+    state = ray.put({name: values.numpy() for name, values in body.state.items()})
+    if on_gpu:
+        cores = max(1, min(execution.cpus_per_gpu, (resources.cpus - 1) // size))
+        beside = size
+    else:
+        cores = min(execution.threads, resources.cpus)
+        beside = min(size // 2, (resources.cpus - 1) // cores)  # proposals need a core to go on
+    remote: Any = ray.remote(kind)
+    actor = remote.options(
+        num_cpus=cores,
+        num_gpus=1 if on_gpu else 0,
+        max_restarts=0,
+        max_task_retries=0,
+        max_concurrency=execution.shards_per_actor,
+    )
+    return ActorCrew(
+        lambda: actor.remote(settings, state, *shared),
+        method,
+        size=size,
+        beside=beside,
+        hands=execution.shards_per_actor,
+    )

@@ -28,7 +28,8 @@ class DatasetRecord(BaseModel):
     """One dataset of a run. Without ``manifest`` it is not complete.
 
     ``bytes_per_image`` is what its shards were cut by; with the images dataset it tells which shards there should be.
-    ``quality``, of proposals: ``splits`` to recall and MABO, measured with the manifest ``objects``.
+    ``partial``: it leaves out images on purpose (``detect.source: stream``). ``quality``, of proposals: ``splits`` to
+    recall and MABO, measured with the manifest ``objects``; of metrics: the mean APs and a row per class.
     """
 
     stage: str
@@ -40,6 +41,7 @@ class DatasetRecord(BaseModel):
     bytes: int = 0
     images: int = 0
     failed: int = 0
+    partial: bool = False
     seconds: dict[str, float] = Field(default_factory=dict)
     quality: dict[str, Any] = Field(default_factory=dict)
 

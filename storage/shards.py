@@ -10,7 +10,7 @@ stage with large rows lie within those of a stage with small ones.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from storage.identity import SHARD_LENGTH, digest
@@ -33,14 +33,19 @@ def tiles(image_ids: Iterable[str]) -> list[tuple[str, ...]]:
     return list(_parts(image_ids, MAX_IMAGES))
 
 
-def shards(digests: Mapping[str, str], bytes_per_image: int) -> list[Shard]:
+def shards(digests: Mapping[str, str], bytes_per_image: int, only: Collection[str] | None = None) -> list[Shard]:
     """The shards of the images in ``digests`` (image id to digest).
 
     ``bytes_per_image`` is what a stage expects to write for one image at most. It bounds a shard: without its last
-    image it has less than 256 MB.
+    image it has less than 256 MB. With ``only``, all images are cut and then the others left out, so that the shards
+    still lie within those of a stage that has them all.
     """
     limit = max(1, min(MAX_IMAGES, -(-MAX_BYTES // max(1, bytes_per_image))))
-    return [Shard(shard_key([(i, digests[i]) for i in ids]), ids) for ids in _parts(digests, limit)]
+    parts = list(_parts(digests, limit))
+    if only is not None:
+        wanted = set(only)
+        parts = [kept for ids in parts if (kept := tuple(i for i in ids if i in wanted))]
+    return [Shard(shard_key([(i, digests[i]) for i in ids]), ids) for ids in parts]
 
 
 def shard_key(pairs: Sequence[tuple[str, str]]) -> str:

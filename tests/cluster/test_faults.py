@@ -34,7 +34,8 @@ class Project:
         """Run a verb; ``execution`` keys are set."""
         overrides = [f"--set=execution.{key}={value}" for key, value in execution.items()]
         config = ["--config", str(self.folder / "small.yaml"), "--root", f"faulty://{self.folder / root}"]
-        return main([verb, *config, *overrides])
+        until = ["--until=extract"] if verb in ("run", "retry") else []
+        return main([verb, *until, *config, *overrides])
 
     def table(self, dataset: str, root: str = "root"):
         """All rows of a dataset."""

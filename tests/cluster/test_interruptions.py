@@ -39,7 +39,7 @@ def config(tmp_path: Path) -> Path:
 
 def start(config: Path, root: Path) -> subprocess.Popen[str]:
     """The command, in a process group of its own."""
-    command = [SPP, "run", "--config", str(config), "--root", str(root)]
+    command = [SPP, "run", "--until=extract", "--config", str(config), "--root", str(root)]
     return subprocess.Popen(
         command, cwd=root.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

@@ -35,6 +35,9 @@ class Project:
         return {f"{path.parent.parent.name}/{path.name}" for path in (self.root / dataset).glob("*/commit/*.json")}
 
 
+EXTRACT = ("--until", "extract")
+"""For tests of what comes before the training: the last stage of a run."""
+
 CONFIG = {
     "proposals": {"max_per_image": 60, "min_side": 10},
     "features": {"body": "alexnet", "weights": "random", "scales": [96, 160]},

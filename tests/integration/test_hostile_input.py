@@ -26,7 +26,7 @@ from pipeline.voc import MAX_BYTES
 from storage.manifest import read_manifest
 from storage.root import open_root
 from storage.runs import read_run
-from tests.integration.conftest import CONFIG, Project
+from tests.integration.conftest import CONFIG, EXTRACT, Project
 from tests.voc_folder import VocFolder
 
 HEIGHT, WIDTH = 40, 56
@@ -290,7 +290,7 @@ def found(hostile):
     """The tables, the ledger and what was printed, of one run."""
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
-        assert hostile.spp("run") == 3
+        assert hostile.spp("run", *EXTRACT) == 3
     root = open_root(str(hostile.root))
     record = read_run(root, "hostile")
     ledger = [

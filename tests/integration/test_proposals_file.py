@@ -11,6 +11,7 @@ import storage
 from storage.manifest import read_manifest
 from storage.root import open_root
 from storage.runs import read_run
+from tests.integration.conftest import EXTRACT
 
 INCLUSIVE = [[1, 1, 120, 90], [11, 21, 50, 60]]
 """VOC's own way of counting, in images of 120 x 90."""
@@ -31,7 +32,7 @@ def boxes(project, tmp_path):
 
 
 def test_the_boxes_of_a_file_are_the_proposals_of_its_images(project, boxes, tmp_path):
-    assert project.spp("run", *arguments(boxes)) == 0
+    assert project.spp("run", *EXTRACT, *arguments(boxes)) == 0
     table = storage.open(str(project.root), "proposals").to_table()
     assert len(table) == 2 * 13
     for image_id in ("im-000", "im-013"):
@@ -50,10 +51,10 @@ def test_the_boxes_of_a_file_are_the_proposals_of_its_images(project, boxes, tmp
     before = project.commits("proposals")
     elsewhere = tmp_path / "elsewhere.parquet"
     boxes.rename(elsewhere)
-    assert project.spp("run", *arguments(elsewhere)) == 0  # content counts, not the place
+    assert project.spp("run", *EXTRACT, *arguments(elsewhere)) == 0  # content counts, not the place
     assert project.commits("proposals") == before
     pq.write_table(pq.read_table(elsewhere).slice(1), elsewhere)
-    assert project.spp("run", "--until", "propose", *arguments(elsewhere)) == 0
+    assert project.spp("run", *EXTRACT, "--until", "propose", *arguments(elsewhere)) == 0
     assert {name.split("/")[0] for name in project.commits("proposals") - before}.isdisjoint(
         name.split("/")[0] for name in before
     )
@@ -62,12 +63,12 @@ def test_the_boxes_of_a_file_are_the_proposals_of_its_images(project, boxes, tmp
 def test_boxes_that_contradict_what_is_said_of_them_stop_the_run_in_one_line(project, boxes, capsys):
     numbers = np.array(INCLUSIVE)[:, [1, 0, 3, 2]].tolist()
     pq.write_table(pa.table({"image_id": ["im-003"] * 2, "box": numbers}), boxes)
-    assert project.spp("run", *arguments(boxes)) == 2
+    assert project.spp("run", *EXTRACT, *arguments(boxes)) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("spp: error: "))
     assert f"{boxes}: image 'im-003': box 0 [1 1 90 120] reaches outside the image of 120 x 90 pixels" in line
     assert "these look like [y1 x1 y2 x2]: proposals.order yxyx" in line
     assert not project.commits("proposals")
-    assert project.spp("run", "--until", "propose", *arguments(boxes, order="yxyx")) == 0
+    assert project.spp("run", *EXTRACT, "--until", "propose", *arguments(boxes, order="yxyx")) == 0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 import storage
+from tests.integration.conftest import EXTRACT
 
 pytestmark = pytest.mark.full
 
@@ -23,7 +24,7 @@ def test_a_mended_outage_is_retried_as_a_new_revision_and_what_follows_is_redone
     before = {name: project.commits(name) for name in ("proposals", features)}
     assert "im-005" not in image_ids(project, features)
     shutil.move(tmp_path / "away.jpg", picture)
-    assert project.spp("retry", *arguments) == 0
+    assert project.spp("retry", *EXTRACT, *arguments) == 0
     for name, old in before.items():
         new = project.commits(name) - old
         assert len(new) == 1, name
@@ -34,14 +35,14 @@ def test_a_mended_outage_is_retried_as_a_new_revision_and_what_follows_is_redone
     (commit,) = (path for path in (project.root / features).glob("*/commit/*.r1.*.json"))
     assert storage.commits.Commit.model_validate_json(commit.read_text()).upstream[0].revision == 1
     again = {name: project.commits(name) for name in before}
-    assert project.spp("run", *arguments) == 0
+    assert project.spp("run", *EXTRACT, *arguments) == 0
     assert {name: project.commits(name) for name in before} == again
 
 
 def test_retry_with_nothing_failed_does_nothing(project):
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     before = {name: project.commits(name) for name in ("proposals", "features", "truth_features")}
-    assert project.spp("retry") == 0
+    assert project.spp("retry", *EXTRACT) == 0
     assert {name: project.commits(name) for name in before} == before
 
 

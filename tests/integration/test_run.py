@@ -16,6 +16,7 @@ from pipeline.bodies import Body
 from pipeline.extraction import RegionExtractor
 from pipeline.images import decode_image
 from storage.root import open_root
+from tests.integration.conftest import EXTRACT
 
 
 def last_json(capsys) -> dict:
@@ -29,7 +30,7 @@ def rows(root: Path, dataset: str) -> pa.Table:
 
 
 def test_every_window_of_every_image_gets_its_vector(project, capsys):
-    assert project.spp("run", "--json") == 0
+    assert project.spp("run", *EXTRACT, "--json") == 0
     report = last_json(capsys)
     assert report["failed"] == {}
     assert {name: entry["images"] for name, entry in report["datasets"].items()} == {
@@ -62,7 +63,7 @@ def test_every_window_of_every_image_gets_its_vector(project, capsys):
 
 
 def test_truth_features_are_of_the_training_objects_alone(project):
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     truth = rows(project.root, "truth_features")
     images = rows(project.root, "images").to_pylist()
     training = {row["image_id"] for row in images if "trainval" in row["splits"]}
@@ -73,24 +74,24 @@ def test_truth_features_are_of_the_training_objects_alone(project):
 
 
 def test_the_same_command_again_does_nothing(project):
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     before = {dataset: project.commits(dataset) for dataset in ("images", "objects", "proposals", "features")}
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     assert {dataset: project.commits(dataset) for dataset in before} == before
 
 
 def test_two_roots_hold_the_same_content(project, tmp_path):
-    assert project.spp("run") == 0
-    assert project.spp("run", root=tmp_path / "other") == 0
+    assert project.spp("run", *EXTRACT) == 0
+    assert project.spp("run", *EXTRACT, root=tmp_path / "other") == 0
     for dataset in ("images", "objects", "proposals", "features", "truth_features"):
         assert rows(project.root, dataset).equals(rows(tmp_path / "other", dataset)), dataset
 
 
 def test_an_added_image_runs_only_the_shards_that_hold_it(project):
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     before = {dataset: project.commits(dataset) for dataset in ("proposals", "features", "truth_features")}
     project.data.add("im-002b", "test", [("square", 11, 21, 50, 60)])
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     for dataset, old in before.items():
         new = project.commits(dataset) - old
         holders = [path for path in new if "im-002b" in (project.root / dataset / commit_path(path)).read_text()]
@@ -104,10 +105,10 @@ def commit_path(name: str) -> str:
 
 
 def test_a_changed_label_runs_only_the_truth_features_of_its_shard(project):
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     before = {dataset: project.commits(dataset) for dataset in ("proposals", "features", "truth_features")}
     project.data.annotate("im-001", [("slab", 12, 22, 60, 70)])
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     assert project.commits("proposals") == before["proposals"]
     assert project.commits("features") == before["features"]
     (new,) = project.commits("truth_features") - before["truth_features"]
@@ -117,34 +118,34 @@ def test_a_changed_label_runs_only_the_truth_features_of_its_shard(project):
 
 
 def test_a_changed_split_extracts_no_proposal_again(project):
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     before = {dataset: project.commits(dataset) for dataset in ("proposals", "features")}
     project.data.move("im-003", "trainval", "test")
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     assert {dataset: project.commits(dataset) for dataset in before} == before
     assert "im-003" not in rows(project.root, "truth_features")["image_id"].to_pylist()
 
 
 def test_a_changed_pyramid_extracts_but_does_not_propose(project):
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     proposals, features = project.commits("proposals"), project.commits("features")
-    assert project.spp("run", "--set", "features.pyramid=[3, 1]") == 0
+    assert project.spp("run", *EXTRACT, "--set", "features.pyramid=[3, 1]") == 0
     assert project.commits("proposals") == proposals
     assert project.commits("features") > features
     assert ds.dataset(storage.files(str(project.root), "features")).schema.field("feature").type.list_size == 256 * 10
     again = project.commits("features")
-    assert project.spp("run") == 0  # the old config is complete at once
+    assert project.spp("run", *EXTRACT) == 0  # the old config is complete at once
     assert project.commits("features") == again
 
 
 def test_plan_says_what_run_does_and_writes_nothing(project, capsys):
-    assert project.spp("plan", "--json") == 0
+    assert project.spp("plan", *EXTRACT, "--json") == 0
     planned = {entry["dataset"]: entry["images_to_do"] for entry in last_json(capsys)["datasets"]}
     assert planned == {"images": 14, "objects": 14, "proposals": 14, "features": 14, "truth_features": 9}
     assert not project.root.exists()
-    assert project.spp("run", "--until", "propose") == 0
+    assert project.spp("run", *EXTRACT, "--until", "propose") == 0
     capsys.readouterr()
-    assert project.spp("plan", "--json") == 0
+    assert project.spp("plan", *EXTRACT, "--json") == 0
     planned = {entry["dataset"]: entry["images_to_do"] for entry in last_json(capsys)["datasets"]}
     assert planned == {"images": 0, "objects": 0, "proposals": 0, "features": 14, "truth_features": 9}
 
@@ -161,12 +162,12 @@ def test_single_stages_need_what_comes_before(project, capsys):
 
 
 def test_status_tells_how_far_every_stage_is(project, capsys):
-    assert project.spp("run", "--until", "propose") == 0
+    assert project.spp("run", *EXTRACT, "--until", "propose") == 0
     assert project.spp("status", "--json") == 0
     states = {entry["dataset"]: entry["state"] for entry in last_json(capsys)["datasets"]}
     assert states["proposals"] == "complete"
     assert states["features"] == "missing"
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     commit = next(iter((project.root / "features").glob("*/commit/*.json")))
     commit.unlink()
     record = project.root / "runs" / "small.json"
@@ -186,14 +187,14 @@ def test_an_image_that_cannot_be_read_is_a_ledger_row_and_the_rest_goes_on(make_
     whole = (project.data.path / "JPEGImages/im-005.jpg").read_bytes()
     (project.data.path / "JPEGImages/im-005.jpg").write_bytes(whole[: len(whole) // 2])  # found while decoding
     (project.data.path / "JPEGImages/im-006.jpg").unlink()
-    assert project.spp("run", "--json") == 3
+    assert project.spp("run", *EXTRACT, "--json") == 3
     report = last_json(capsys)
     assert set(report["failed"]) == {"im-004", "im-005", "im-006"}
     assert "truncated" in report["failed"]["im-005"]
     assert "does not exist" in report["failed"]["im-006"]
     assert report["datasets"]["features"]["images"] == 11
     assert project.spp("verify") == 0
-    assert project.spp("run", "--set", "execution.max_failed_ok=3") == 0
+    assert project.spp("run", *EXTRACT, "--set", "execution.max_failed_ok=3") == 0
 
 
 def test_too_many_failed_images_stop_the_run_with_the_commonest_reason(make_project, capsys):
@@ -202,14 +203,14 @@ def test_too_many_failed_images_stop_the_run_with_the_commonest_reason(make_proj
         path = project.data.path / f"JPEGImages/im-{number:03d}.jpg"
         path.write_bytes(path.read_bytes()[:-200])
     (project.data.path / "ImageSets/Main/test.txt").write_text("")
-    assert project.spp("run", "--until", "propose") == 1
+    assert project.spp("run", *EXTRACT, "--until", "propose") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "max_failed" in error
     assert "truncated" in error
 
 
 def test_query_and_files_serve_other_tools(project, capsys):
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     capsys.readouterr()
     sql = "select image_id, count(*) n from features group by 1 order by 1"
     assert project.spp("query", sql, "--json") == 0
@@ -225,7 +226,7 @@ def test_query_and_files_serve_other_tools(project, capsys):
 
 
 def test_the_run_record_tells_what_was_asked_and_what_came_of_it(project):
-    assert project.spp("run") == 0
+    assert project.spp("run", *EXTRACT) == 0
     record = storage.read_run(open_root(str(project.root)))
     assert (record.name, record.status, record.exit_code) == ("small", "done", 0)
     assert record.config["features"]["scales"] == [96, 160]

@@ -9,6 +9,7 @@ import pytest
 
 import storage
 from jobs import features
+from tests.integration.conftest import EXTRACT
 
 pytestmark = pytest.mark.full
 
@@ -26,8 +27,8 @@ MAPS = ("--set", "features.store=maps")
 
 
 def test_both_stores_hold_the_same_numbers_and_maps_fewer_bytes(project, tmp_path):
-    assert project.spp("run") == 0
-    assert project.spp("run", *MAPS, root=tmp_path / "maps") == 0
+    assert project.spp("run", *EXTRACT) == 0
+    assert project.spp("run", *EXTRACT, *MAPS, root=tmp_path / "maps") == 0
     one, other = vectors(project.root), vectors(tmp_path / "maps")
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[image_id], other[image_id]) for image_id in one)
@@ -37,7 +38,7 @@ def test_both_stores_hold_the_same_numbers_and_maps_fewer_bytes(project, tmp_pat
 
 
 def test_a_finished_store_of_maps_becomes_vectors_without_images_or_a_body(project, tmp_path):
-    assert project.spp("run", *MAPS) == 0
+    assert project.spp("run", *EXTRACT, *MAPS) == 0
     before = vectors(project.root)
     maps = project.commits("maps")
     pictures = project.data.path / "JPEGImages"
@@ -55,7 +56,7 @@ def test_a_finished_store_of_maps_becomes_vectors_without_images_or_a_body(proje
 
 
 def test_sql_over_maps_has_every_column_but_the_vector_and_says_how_to_get_it(project, capsys):
-    assert project.spp("run", *MAPS) == 0
+    assert project.spp("run", *EXTRACT, *MAPS) == 0
     capsys.readouterr()
     assert project.spp("query", "select image_id, count(*) n from features group by 1", "--json") == 0
     assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]) == 14
@@ -70,6 +71,6 @@ def test_sql_over_maps_has_every_column_but_the_vector_and_says_how_to_get_it(pr
 
 
 def test_scan_gives_only_the_images_asked_for(project):
-    assert project.spp("run", *MAPS) == 0
+    assert project.spp("run", *EXTRACT, *MAPS) == 0
     found = [table["image_id"][0].as_py() for table in features.scan(str(project.root), None, ["im-003", "im-012"])]
     assert found == ["im-003", "im-012"]

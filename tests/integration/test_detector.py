@@ -1,0 +1,233 @@
+"""From features to mAP on embedded Ray: trained, detected and measured, on both stores, and what follows a change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+import storage
+from jobs.config import load_config
+from pipeline.svm import GramSolver
+from tests.integration.conftest import Project
+from tests.voc_folder import small_data_set
+
+MODELS = ("svms", "regressors", "detections", "metrics")
+
+
+def table(root: Path, dataset: str, run: str | None = None) -> pa.Table:
+    """All rows, in an order that does not depend on files."""
+    found = storage.open(str(root), dataset, run).to_table()
+    keys = [name for name in ("image_id", "class_name") if name in found.column_names]
+    return found.sort_by([(key, "ascending") for key in keys] + ([("score", "descending")] if "score" in keys else []))
+
+
+def last_json(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Project:
+    """A finished run over conv maps, which tests read or add runs to."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = small_data_set(folder / "data", 14, 8)
+    config = folder / "small.yaml"
+    sections = {
+        "dataset": {"path": str(folder / "data")},
+        "proposals": {"max_per_image": 60, "min_side": 10},
+        "features": {"body": "alexnet", "weights": "random", "scales": [128], "store": "maps"},
+        "execution": {"progress_seconds": 1, "backoff": 0.1},
+    }
+    config.write_text(yaml.safe_dump(sections))
+    project = Project(data, config, folder / "root")
+    assert project.spp("run") == 0
+    return project
+
+
+def test_a_run_ends_with_the_average_precision_of_every_class(trained, capsys):
+    assert trained.spp("run", "--json") == 0
+    captured = capsys.readouterr()
+    measured = json.loads(captured.out.splitlines()[-1])["metrics"]
+    assert [row["class_name"] for row in measured["classes"]] == ["slab", "square"]
+    assert measured["map_11"] > 0.5  # rectangles of two shapes and colours
+    assert "AP (11-point)" in captured.out
+    assert trained.spp("verify") == 0
+
+
+def test_the_same_command_again_makes_nothing(trained):
+    before = {name: trained.commits(name) for name in MODELS}
+    assert trained.spp("run") == 0
+    assert {name: trained.commits(name) for name in MODELS} == before
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("store", ["vectors", "maps"])
+def test_a_second_root_gives_the_same_metrics_from_either_store(trained, tmp_path, store):
+    assert trained.spp("run", "--set", f"features.store={store}", root=tmp_path / "root") == 0
+    for name in MODELS:
+        assert table(tmp_path / "root", name).equals(table(trained.root, name, "small")), name
+
+
+@pytest.mark.full
+def test_streamed_features_give_the_same_detections_and_are_not_stored(trained, tmp_path):
+    root = tmp_path / "root"
+    assert trained.spp("run", "--set", "detect.source=stream", root=root) == 0
+    for name in MODELS:
+        assert table(root, name).equals(table(trained.root, name, "small")), name
+    tests = {f"im-{number:03d}" for number in range(14, 22)}
+    assert not tests & set(storage.open(str(root), "windows").to_table(columns=["image_id"])["image_id"].to_pylist())
+    assert trained.spp("verify", root=root) == 0
+
+
+def test_no_ground_truth_box_is_ever_a_detection_candidate(trained):
+    proposals = table(trained.root, "proposals", "small")
+    plain = ("--set", "detect.regress=false", "--run", "plain")
+    assert trained.spp("run", *plain) == 0
+    detections = table(trained.root, "detections", "plain")
+    rows = [detections.select(["image_id", "box"]), proposals.select(["image_id", "box"])]
+    found, proposed = ({(row["image_id"], *row["box"].values()) for row in part.to_pylist()} for part in rows)
+    assert found
+    assert found <= proposed
+
+
+def test_a_change_runs_what_depends_on_it_and_nothing_before(trained, capsys):
+    change = ("--set", "svm.C=0.01", "--run", "changed")
+    before = {name: trained.commits(name) for name in ("proposals", "windows", "maps", "truth_features", *MODELS)}
+    capsys.readouterr()
+    assert trained.spp("plan", *change, "--json") == 0
+    planned = {entry["dataset"]: entry["shards_done"] for entry in last_json(capsys)["datasets"]}
+    assert {name for name, done in planned.items() if done == 0} == {"svms", "detections", "metrics"}
+    assert trained.spp("run", *change) == 0
+    changed = {name for name, names in before.items() if trained.commits(name) != names}
+    assert changed == {"svms", "detections", "metrics"}
+    assert trained.spp("status", "--run", "changed") == 0
+    assert "behind" not in capsys.readouterr().out
+
+
+def test_every_negative_is_counted_and_no_window_stands_twice_in_a_history(trained):
+    for row in table(trained.root, "svms", "small").to_pylist():
+        last = row["history"][-1]
+        assert row["positives"] == last["positives"]
+        assert row["negatives"] <= last["negatives"]
+        assert row["all_negatives"] >= row["negatives"]
+        assert row["objective"] == pytest.approx(last["loss_positive"] + last["loss_negative"] + last["regulariser"])
+        assert row["objective_all"] >= row["objective"] * (1 - 1e-6)
+        assert row["left_out"] == 0
+
+
+@pytest.mark.full
+def test_until_stable_leaves_no_violator_and_the_objective_is_that_of_all_windows(trained):
+    assert trained.spp("run", "--set", "svm.passes=until_stable", "--run", "stable") == 0
+    for row in table(trained.root, "svms", "stable").to_pylist():
+        assert row["violators"] == 0
+        assert row["objective_all"] == pytest.approx(row["objective"], rel=1e-3)
+
+
+def test_caps_bound_the_caches_and_what_they_keep_out_is_counted(trained):
+    memory = 3
+    room = GramSolver().most_rows(memory * 10**6, 12_800)
+    capped = ("--set", f"svm.fit_memory_mb={memory}", "--set", "svm.start_negatives=20", "--run", "capped")
+    assert trained.spp("train-svm", "--run", "capped") == 2  # there is no such run yet
+    assert trained.spp("run", "--until", "train-svm", *capped) == 0
+    rows = table(trained.root, "svms", "capped").to_pylist()
+    for row in rows:
+        assert all(fit["positives"] + fit["negatives"] <= room for fit in row["history"])
+    assert sum(row["left_out"] for row in rows) > 0
+
+
+def test_memory_that_cannot_hold_the_positives_is_refused_with_the_numbers(trained, capsys):
+    capsys.readouterr()
+    assert trained.spp("run", "--set", "svm.fit_memory_mb=1", "--set", "svm.solver=sklearn", "--run", "tiny") == 2
+    assert "room for 3 examples" in capsys.readouterr().err
+
+
+def test_detections_are_written_for_other_tools_and_read_back_to_the_same_ap(trained, tmp_path, capsys):
+    capsys.readouterr()
+    assert trained.spp("evaluate", "--json") == 0
+    ours = last_json(capsys)["metrics"]
+    voc, coco = tmp_path / "voc", tmp_path / "coco.json"
+    assert trained.spp("detect", "--voc", str(voc), "--coco", str(coco)) == 0
+    capsys.readouterr()
+    assert trained.spp("evaluate", "--detections", str(voc / "comp4_det_test_*.txt"), "--json") == 0
+    theirs = last_json(capsys)
+    assert theirs["map_11"] == pytest.approx(ours["map_11"], abs=1e-9)
+    rows = json.loads(coco.read_text())
+    assert len(rows) == len(table(trained.root, "detections", "small"))
+    assert json.loads((tmp_path / "coco.categories.json").read_text())[0] == {"id": 1, "name": "slab"}
+
+
+def test_result_files_that_do_not_fit_the_data_set_are_refused(trained, tmp_path, capsys):
+    capsys.readouterr()
+    file = tmp_path / "comp4_det_test_square.txt"
+    for text, says in (("im-000 0.5 1 1 20 20\n", "im-000"), ("im-015 high 1 1 20 20\n", "line 1")):
+        file.write_text(text)
+        assert trained.spp("evaluate", "--detections", str(file)) == 2
+        assert says in capsys.readouterr().err
+    assert trained.spp("evaluate", "--detections", str(tmp_path / "nothing*.txt")) == 2
+
+
+@pytest.mark.full
+def test_shuffled_test_annotations_leave_the_detections_unchanged(make_project, tmp_path):
+    project = make_project()
+    assert project.spp("run") == 0
+    before = table(project.root, "detections")
+    tests = [f"im-{number:03d}" for number in range(9, 14)]
+    folder = project.data.path / "Annotations"
+    texts = [(folder / f"{image_id}.xml").read_text() for image_id in tests]
+    for image_id, text in zip(tests, texts[1:] + texts[:1], strict=True):
+        (folder / f"{image_id}.xml").write_text(text)
+    made = project.commits("detections")
+    assert project.spp("run") == 0
+    assert project.commits("detections") == made
+    assert table(project.root, "detections").equals(before)
+
+
+@pytest.mark.full
+def test_degenerate_classes_images_and_splits_are_stated_results(make_project, capsys):
+    project = make_project()
+    project.data.add("im-900", "test", [("ring", 5, 5, 60, 60)])  # a class that no training image shows
+    project.data.add("im-901", "trainval", [("blob", 5, 5, 60, 60)])  # one that no test image shows
+    project.data.add("im-902", "test", [], size=(12, 12))  # too small for a proposal
+    capsys.readouterr()
+    assert project.spp("run", "--json") == 0
+    captured = capsys.readouterr()
+    measured = json.loads(captured.out.splitlines()[-1])["metrics"]
+    by_name = {row["class_name"]: row for row in measured["classes"]}
+    assert by_name["ring"]["ap_11"] == 0
+    assert by_name["ring"]["detections"] == 0
+    assert by_name["blob"]["ap_11"] is None
+    assert np.isfinite(measured["map_11"])
+    assert "class 'ring' has no positives" in captured.err
+    assert "no AP: blob" in captured.out
+    # a detector that fires nowhere
+    assert project.spp("run", "--set", "detect.score_above=1000", "--run", "silent", "--json") == 0
+    assert last_json(capsys)["metrics"]["map_11"] == 0
+    assert project.spp("verify", "--run", "silent") == 0
+
+
+@pytest.mark.full
+def test_a_test_split_without_objects_has_no_ap_and_a_training_split_without_any_is_refused(make_project, capsys):
+    project = make_project()
+    for number in range(9, 14):
+        project.data.annotate(f"im-{number:03d}", [])
+    assert project.spp("run", "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1])["metrics"]["map_11"] is None
+    for number in range(9):
+        project.data.annotate(f"im-{number:03d}", [])
+    assert project.spp("run") == 2
+    assert "no object to learn from" in capsys.readouterr().err
+
+
+def test_the_config_of_a_run_without_features_says_what_to_do_first(make_project, capsys):
+    project = make_project()
+    assert project.spp("index") == 0
+    for verb, says in (("train-svm", "spp extract"), ("detect", "spp extract"), ("evaluate", "spp detect")):
+        capsys.readouterr()
+        assert project.spp(verb) == 2
+        assert says in capsys.readouterr().err
+    assert load_config(str(project.config)).svm.C == 1e-3
