@@ -22,10 +22,12 @@ import yaml
 from jobs import features
 from jobs.config import load_config
 from jobs.drawing import CLASSES, draw_dataset
-from jobs.printing import in_bytes, print_json, print_run, print_table
+from jobs.pictures import Label, draw_boxes
+from jobs.printing import in_bytes, metrics_of, print_json, print_metrics, print_run, print_table
 from jobs.run import run
 from jobs.stages import STAGES, Invocation
 from pipeline.boxes import iou
+from pipeline.images import decode_image
 from storage.columns import boxes_of, vectors_of
 from storage.root import Root, open_root
 from storage.runs import RunRecord
@@ -34,6 +36,9 @@ from storage.sql import connect
 
 RUN = "demo"
 """The name of the demo's run."""
+
+SHOWN_FROM = -0.5
+"""Score from which a detection is drawn (spp_demo.m:40)."""
 
 CONFIG = Path(__file__).with_name("demo.yaml")
 """Its config; ``dataset.path`` is replaced by where the pictures are."""
@@ -70,7 +75,7 @@ def demo(folder: Path, as_json: bool) -> int:
     draw_dataset(pictures)
     _write_config(config_file, pictures)
     print(f"Drew 90 pictures of {', '.join(CLASSES)} into {pictures}, 60 to train and 30 to test.")
-    print("Now the pipeline: index them, propose windows, extract one vector per window.", flush=True)
+    print("Now the pipeline: propose windows, extract a vector of each, train a detector, measure it.", flush=True)
     record = run(Invocation(load_config(str(config_file)), root, RUN, tuple(sys.argv)), STAGES)
     print()
     made = print_run(root, record)
@@ -78,10 +83,39 @@ def demo(folder: Path, as_json: bool) -> int:
     matches = nearest_windows(root, RUN)
     _print_matches(matches)
     _print_places(folder, record)
+    print("\nThe detector, on the 30 pictures that it has not seen:")
+    print_metrics(metrics_of(record))
+    picture = draw_detections(root, folder)
+    print(f"\nSome of what it found, with scores: {picture}")
     print(f"\nDone in {time.monotonic() - started:.0f} s. To do the same again redoes nothing. To go on:")
     _print_commands(folder, config_file)
-    print_json(as_json, {**made, "queries": answers, "nearest": [asdict(match) for match in matches]})
+    print_json(
+        as_json,
+        {
+            **made,
+            "queries": answers,
+            "nearest": [asdict(match) for match in matches],
+            "picture": str(picture),
+        },
+    )
     return int(made["exit_code"])
+
+
+def draw_detections(root: Root, folder: Path) -> Path:
+    """The test picture with the most kinds of objects, and what is detected on it."""
+    with connect(root, RUN) as connection:
+        ((image_id, uri),) = connection.execute(
+            "select image_id, uri from images join objects using (image_id) where splits[1] = 'test' "
+            "group by all order by count(distinct class_name) desc, count(*) desc, image_id limit 1"
+        ).fetchall()
+        rows = connection.execute(
+            "select class_name, score, box from detections where image_id = ? and score >= ? order by score",
+            [image_id, SHOWN_FROM],
+        ).fetchall()
+    labels = [Label(tuple(box.values()), f"{name} {score:.1f}", CLASSES.index(name)) for name, score, box in rows]
+    path = folder / "detections.png"
+    draw_boxes(decode_image(Path(uri).read_bytes()), labels).save(path)
+    return path
 
 
 def nearest_windows(root: Root, run_name: str) -> list[Match]:
