@@ -35,6 +35,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.extract
 	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.scan
+	$(BIN)/python -m benchmarks.mining
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -37,8 +37,8 @@ from storage.sql import connect
 RUN = "demo"
 """The name of the demo's run."""
 
-SHOWN_FROM = -0.5
-"""Score from which a detection is drawn (spp_demo.m:40)."""
+SHOWN_FROM = 0.0
+"""Score from which a detection is drawn (paper, figure 6)."""
 
 CONFIG = Path(__file__).with_name("demo.yaml")
 """Its config; ``dataset.path`` is replaced by where the pictures are."""

@@ -130,9 +130,8 @@ def mine(
     image_ids: list[str] = []
     windows, joins, scored, new, vectors = [], [], [], [], []
     left_out = np.zeros(len(trained), np.int64)
-    for image, scores, held in _scored(shard, scorer, rules, len(trained), threshold, known):
-        member = _member(image, known)
-        hard, kept_out = hard_negatives(scores, image.negative & ~member & trained, threshold, most)
+    for image, scores, candidates, held in _scored(shard, scorer, rules, trained, known, (threshold, most)):
+        hard, kept_out = hard_negatives(scores, candidates, threshold, most)
         left_out += kept_out
         rows = np.flatnonzero(hard.any(axis=1))
         there = (
@@ -158,9 +157,9 @@ def mine(
 def audit(shard: TrainingShard, scorer: LinearScorer, rules: NegativeRules, classes: int, known: Known) -> Audit:
     """What the final SVMs say of every negative of a shard, cached or not."""
     total = Audit(np.zeros(classes, np.int64), np.zeros(classes, np.int64), np.zeros(classes))
-    for image, scores, _ in _scored(shard, scorer, rules, classes, None, known):
+    for image, scores, uncached, _ in _scored(shard, scorer, rules, np.ones(classes, np.bool_), known, None):
         total.negatives[:] += image.negative.sum(axis=0)
-        total.violators[:] += (image.negative & ~_member(image, known) & (scores > -1)).sum(axis=0)
+        total.violators[:] += (uncached & (scores > -1)).sum(axis=0)
         total.hinge[:] += (np.maximum(0, 1 + scores.astype(np.float64)) * image.negative).sum(axis=0)
     return total
 
@@ -204,26 +203,32 @@ def _scored(
     shard: TrainingShard,
     scorer: LinearScorer,
     rules: NegativeRules,
-    classes: int,
-    keep_above: float | None,
+    trained: NDArray[np.bool_],
     known: Known,
-) -> Iterator[tuple[Windows, NDArray[np.float32], dict[int, NDArray[np.float16]]]]:
-    """Every image with all its scores (N, K), and the vectors, by row, of uncached negatives above ``keep_above``."""
-    labelled = _labelled(shard, classes, rules)
+    hold: tuple[float, int | None] | None,
+) -> Iterator[tuple[Windows, NDArray[np.float32], Mask, dict[int, NDArray[np.float16]]]]:
+    """Every image: windows, scores (N, K), uncached negatives of ``trained`` classes (N, K), held vectors by row.
+
+    ``hold``: the threshold and the cap of ``hard_negatives``. Held are the vectors of windows without a row in the
+    caches that can pass them; who is not among the best of a part is not among those of the image.
+    """
+    labelled = _labelled(shard, len(trained), rules)
     for image_id, chunks in _vectors(shard):
         image = labelled[image_id]
-        scores = np.empty((len(image.ids), classes), np.float32)
-        held: dict[int, NDArray[np.float16]] = {}
+        candidates = image.negative & ~_member(image, known) & trained
         cached = _known_ids(image_id, known)
+        scores = np.empty((len(image.ids), len(trained)), np.float32)
+        held: dict[int, NDArray[np.float16]] = {}
         start = 0
         for ids, vectors in chunks:
             part = slice(start, start + len(ids))
             scores[part] = scorer(vectors)
-            if keep_above is not None:
-                hard = ((scores[part] > keep_above) & image.negative[part]).any(axis=1) & ~np.isin(ids, cached)
-                held.update((start + int(row), vectors[row].copy()) for row in np.flatnonzero(hard))
+            if hold is not None:
+                hard, _ = hard_negatives(scores[part], candidates[part], *hold)
+                rows = np.flatnonzero(hard.any(axis=1) & ~np.isin(ids, cached))
+                held.update((start + int(row), vectors[row].copy()) for row in rows)
             start += len(ids)
-        yield image, scores, held
+        yield image, scores, candidates, held
 
 
 def _labelled(shard: TrainingShard, classes: int, rules: NegativeRules) -> dict[str, Windows]:
