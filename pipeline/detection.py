@@ -61,7 +61,8 @@ class Detector:
 
     def __call__(self, boxes: Boxes, parts: Sequence[NDArray[np.float16]], height: int, width: int) -> Found:
         """Detect among proposals (N, 4) whose vectors are ``parts``, one after another, in an image of this size."""
-        scores = np.concatenate([self._scorer(part) for part in parts])
+        none = np.zeros((0, self._scorer.classes), np.float32)
+        scores = np.concatenate([none, *(self._scorer(part) for part in parts)])
         kept = {number: self._best(boxes, scores[:, number]) for number in range(scores.shape[1])}
         whitened, place = self._regressed(parts, kept)
         classes, values, found = [], [], []
@@ -100,4 +101,5 @@ class Detector:
             self._offsets(part[rows[(rows >= first) & (rows < first + len(part))] - first])
             for part, first in zip(parts, starts, strict=False)
         ]
-        return np.concatenate(pieces) if pieces else np.zeros((0, 0), np.float32), place
+        none = np.zeros((0, self._offsets.classes), np.float32)
+        return np.concatenate([none, *pieces]), place

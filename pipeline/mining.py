@@ -130,6 +130,8 @@ class NegativeCache:
 
     def places(self, rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
         """Blocks, ascending, with the places in them that sorted ``rows`` (of ``rows_of``) stand for."""
+        if not len(rows):
+            return []
         blocks, starts = np.unique(self._block[rows], return_index=True)
         return list(zip(blocks.tolist(), np.split(self._place[rows], starts[1:]), strict=True))
 

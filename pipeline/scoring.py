@@ -30,6 +30,11 @@ class LinearScorer:
         self._weights = torch.zeros((dim, -(-classes // _LANES) * _LANES), dtype=torch.float32)
         self._weights.numpy()[:, :classes] = np.asarray(weights, np.float64).T * scale
 
+    @property
+    def classes(self) -> int:
+        """K."""
+        return len(self._biases)
+
     def __call__(self, vectors: NDArray[np.float16]) -> NDArray[np.float32]:
         """Scores float32 (N, K) of float16 vectors (N, dim). Each row's depend on that row alone."""
         dim, lanes = self._weights.shape

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import adaptive_max_pool2d
 
+from pipeline import pyramid
 from pipeline.bodies import BODIES, Body, BodySpec, load_state
 from pipeline.boxes import as_boxes
 from pipeline.errors import BodyError, ImageError
@@ -209,3 +210,42 @@ def test_a_phase_counts_its_seconds_though_it_fails():
     clock.add("a", 2)
     clock.add("b", 1)
     assert clock.seconds == {"a": first + 2, "b": 1}
+
+
+@pytest.mark.parametrize("fits", [1, 7, 100])
+def test_batches_are_halved_until_they_fit_into_the_devices_memory(monkeypatch, fits):
+    """The rule, on tensors of the processor: what a GPU adds is who says that the memory is full."""
+    boxes = as_boxes([(x, y, x + 20 + y, y + 25 + x) for x in range(0, 40, 6) for y in range(0, 40, 9)])
+    maker = extractor()
+    scales, windows = maker.windows(boxes, 90, 120)
+    image, expected = noise(90, 120), maker(noise(90, 120), boxes).vectors
+    asked = []
+    real = pyramid.pool_torch
+
+    def pool_torch(conv_map, part, levels):
+        asked.append(len(part))
+        if len(part) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(conv_map, part, levels)
+
+    monkeypatch.setattr(pyramid, "pool_torch", pool_torch)
+    vectors = np.empty_like(expected)
+    for scale in np.unique(scales):
+        rows = np.flatnonzero(scales == scale)
+        maker._pool_on_device(maker._conv_map(image, int(scale)), windows[rows], rows, vectors)
+    assert np.array_equal(vectors.view(np.int16), expected.view(np.int16))
+    assert min(asked) <= fits
+    assert all(one == other or one == other // 2 or one <= fits for other, one in itertools.pairwise(asked))
+
+
+def test_a_window_that_does_not_fit_alone_is_an_outage_not_an_images_fault(monkeypatch):
+    def pool_torch(conv_map, part, levels):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pyramid, "pool_torch", pool_torch)
+    maker = extractor()
+    scales, windows = maker.windows(as_boxes([(0, 0, 30, 30)]), 90, 120)
+    with pytest.raises(torch.OutOfMemoryError):
+        maker._pool_on_device(
+            maker._conv_map(noise(90, 120), int(scales[0])), windows, np.arange(1), np.empty((1, maker.dim), np.float16)
+        )
