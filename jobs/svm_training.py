@@ -153,8 +153,8 @@ class _Training:
             norms += results("train-svm", [as_task(mining.norm_of).remote(ref) for ref in self._blocks.values()])
         total = sum(count for _, count in norms)
         norm = sum(value * count for value, count in norms) / total
-        if norm <= 0:
-            raise RunFailed("train-svm: all features are zero; is the body trained?")
+        if not 0 < norm < np.inf:
+            raise RunFailed(f"train-svm: the mean norm of the features is {norm:g}; is the body trained?")
         self._scale = config.target_norm / norm
         self._train(added, 0, 0)
         self._say(f"start: {self._described()}")

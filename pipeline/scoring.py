@@ -36,17 +36,26 @@ class LinearScorer:
         return len(self._biases)
 
     def __call__(self, vectors: NDArray[np.float16]) -> NDArray[np.float32]:
-        """Scores float32 (N, K) of float16 vectors (N, dim). Each row's depend on that row alone."""
+        """Scores float32 (N, K) of float16 vectors (N, dim). Each row's depend on that row alone.
+
+        Raises ValueError for vectors of another length than the weights.
+        """
         dim, lanes = self._weights.shape
+        if not self.classes:
+            return np.zeros((len(vectors), 0), np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != dim:
+            raise ValueError(f"the weights are for vectors of length {dim}, got an array of shape {vectors.shape}")
         scores = np.empty((len(vectors), lanes), np.float32)
-        source, target = torch.from_dlpack(vectors), torch.from_numpy(scores)  # vectors may be read-only
+        target = torch.from_numpy(scores)
+        rounded = torch.zeros((_BLOCK, dim), dtype=torch.float16)  # torch takes no array that may not be written to
         block = torch.zeros((_BLOCK, dim), dtype=torch.float32)
         for start in range(0, len(vectors), _BLOCK):
-            part = source[start : start + _BLOCK]
-            block[: len(part)].copy_(part)
+            part = vectors[start : start + _BLOCK]
+            rounded.numpy()[: len(part)] = part
+            block[: len(part)].copy_(rounded[: len(part)])
             # always a whole block: another number of rows may be summed in another order
             target[start : start + _BLOCK] = torch.mm(block, self._weights)[: len(part)]
-        return scores[:, : len(self._biases)] + self._biases
+        return scores[:, : self.classes] + self._biases
 
 
 def mean_norm(vectors: NDArray[np.float16]) -> float:

@@ -93,6 +93,8 @@ class GramSolver:
     def fit(self, features: NDArray[np.floating], positive: NDArray[np.bool_], problem: SvmProblem) -> SvmFit:
         _check_kinds(positive)
         gram = features @ features.T
+        if not np.isfinite(np.einsum("ii->i", gram)).all():
+            raise ValueError("features must be finite, and their squares too")
         gram += np.float32(problem.bias**2)
         signs = np.where(positive, 1.0, -1.0)
         most = np.where(positive, problem.C * problem.positive_weight, problem.C)
