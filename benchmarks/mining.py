@@ -1,6 +1,6 @@
 """Mining hard negatives: what more classes cost, and what training takes of memory.
 
-    python -m benchmarks.mining [--memory MB] [--images N] [--windows N] [--json]
+    python -m benchmarks.mining [--memory MB] [--windows N] [--timed IMAGES] [--json]
 
 Writes features of N images (2,000 windows of 12,800 numbers each) to a temporary folder, five times larger than the
 memory given.

@@ -56,7 +56,7 @@ class Examples:
 def train_regressors(invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
     """Train the box regressors of a run, unless they are there."""
     config, root = invocation.config.bbox, invocation.root
-    method = bbox_method(config, record)
+    method = bbox_method(config, record, index.images_in(invocation.config.dataset.train_splits))
     found = done_already(root, "train-bbox", "regressors", method)
     if found is not None:
         return found
@@ -70,7 +70,9 @@ def train_regressors(invocation: Invocation, record: RunRecord, index: Index, se
         norm, dim, truths = _truth_norm(root, record, data.class_names, config.difficult_positive)
     scale = config.target_norm / norm if norm > 0 else 1.0
     examples = {
-        name: _examples(config, data, chosen, number) for number, name in enumerate(data.class_names) if truths[number]
+        name: _examples(config, data, chosen, number, int(truths[number]))
+        for number, name in enumerate(data.class_names)
+        if truths[number]
     }
     counts = {name: len(own.deltas) + int(truths[data.class_names.index(name)]) for name, own in examples.items()}
     _check_memory(config, resources, dim, counts)
@@ -180,18 +182,19 @@ def _own(table: pa.Table, name: str, difficult_positive: bool) -> NDArray[np.int
     return np.flatnonzero(own)
 
 
-def _examples(config: BboxConfig, data: TrainingData, chosen: Sequence[Chosen], number: int) -> Examples:
-    """The windows of one class: all of them, or as many as ``max_windows`` allows, drawn by hashes."""
+def _examples(config: BboxConfig, data: TrainingData, chosen: Sequence[Chosen], number: int, truths: int) -> Examples:
+    """The proposals of one class: all, or as many as ``max_windows`` allows beside its ``truths``, drawn by hashes."""
+    most = max(0, config.max_windows - truths)
     places = [
         (shard, int(row)) for shard, found in enumerate(chosen) for row in np.flatnonzero(found.classes == number)
     ]
-    if len(places) > config.max_windows:
+    if len(places) > most:
 
         def drawn(place: tuple[int, int]) -> bytes:
             found = chosen[place[0]]
             return order_key(config.seed, f"{found.image_ids[place[1]]} {found.proposals[place[1]]}")
 
-        places = sorted(sorted(places, key=drawn)[: config.max_windows])
+        places = sorted(sorted(places, key=drawn)[:most])
     shards, deltas = [], [np.zeros((0, 4))]
     for shard, found in enumerate(chosen):
         rows = np.array([row for one, row in places if one == shard], np.int64)
@@ -235,10 +238,10 @@ def _check_memory(config: BboxConfig, resources: Resources, dim: int, counts: Ma
     """Refuse what could never run, before any vector is read."""
     for name, count in counts.items():
         needed = _bytes(count, dim)
-        if needed > resources.memory:
+        if needed > resources.node_memory:
             raise UsageError(
                 f"train-bbox: class {name!r} has {count:,} windows of {dim} numbers, whose regression takes "
-                f"{needed // 10**6:,} MB, but Ray has {resources.memory // 10**6:,} MB to give; "
+                f"{needed // 10**6:,} MB, but Ray has {resources.node_memory // 10**6:,} MB to give; "
                 f"lower bbox.max_windows ({config.max_windows:,})"
             )
 

@@ -13,9 +13,8 @@ from typing import Literal
 from pydantic import Field
 
 from jobs.index import Index
-from jobs.reduce import reduce_method, stored_features
+from jobs.reduce import ids_digest, reduce_method, stored_features
 from jobs.settings import Settings
-from storage.identity import canonical_json, digest
 from storage.runs import DatasetRecord, RunRecord, dataset_record
 from storage.shards import Shard, shards
 
@@ -48,7 +47,7 @@ def detect_method(config: DetectConfig, record: RunRecord, image_ids: Sequence[s
     if config.regress:
         read.append(dataset_record(record, "regressors"))
     values = config.identity()
-    return reduce_method("detect", VERSION, values, read, [digest(canonical_json(sorted(image_ids)))])
+    return reduce_method("detect", VERSION, values, read, [ids_digest(image_ids)])
 
 
 def detection_shards(index: Index, image_ids: Sequence[str]) -> list[Shard]:

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from jobs.crews import Crew, TaskCrew
 from jobs.detect import DetectConfig, detect_method, detection_shards
+from jobs.errors import UsageError
 from jobs.execution import RaySession, Resources
-from jobs.extract import load_body
+from jobs.extract import features_method, load_body
 from jobs.features import FeatureShard, feature_shards
 from jobs.imagefile import ImageFile
 from jobs.index import Index
 from jobs.progress import ProgressReport
-from jobs.reduce import entry_of, publish_shard
+from jobs.reduce import entry_of, publish_shard, stored_features
 from jobs.shardloop import ShardLoop, Work
 from jobs.stages import Invocation
 from jobs.trial import Trial
@@ -35,7 +36,7 @@ from pipeline.detection import DetectionRules, Detector, Found
 from pipeline.phases import PhaseClock
 from pipeline.scoring import LinearScorer
 from storage.columns import box_column, boxes_of, vectors_of
-from storage.commits import Commit, CommitName, LedgerRow, winners
+from storage.commits import Commit, CommitName, LedgerRow, read_commits, winners
 from storage.manifest import fold, read_manifest
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord, dataset_record
@@ -54,6 +55,7 @@ class DetectShard:
     root: Root
     method: str
     shard: str
+    revision: int
     images: tuple[ImageFile, ...]
     features: tuple[FeatureShard, ...]
     proposals: tuple[str, ...]
@@ -66,14 +68,25 @@ class DetectShard:
         return [file for file in self.trial.images(self.images) if file.image_id not in self.failed]
 
 
-def detect(invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
-    """Detect in the test images of a run; shards that are committed are not done again."""
+def detect(
+    invocation: Invocation, record: RunRecord, index: Index, session: RaySession, retry: bool = False
+) -> DatasetRecord:
+    """Detect in the test images of a run; shards that are committed are not done again.
+
+    ``retry``: but those in which an image failed, as a new revision.
+    """
     config, root = invocation.config, invocation.root
     image_ids = index.images_in(config.dataset.test_splits)
     method = detect_method(config.detect, record, image_ids)
     planned = detection_shards(index, image_ids)
     done = {("detections", key): name for key, name in winners(root, "detections", method).items()}
-    todo = [shard for shard in planned if ("detections", shard.key) not in done]
+    revisions = {shard.key: 0 for shard in planned}
+    if retry:
+        there = [name for (_, key), name in done.items() if key in revisions]
+        for commit in read_commits(root, "detections", method, there):
+            if commit.failed:
+                revisions[commit.shard] = done.pop(("detections", commit.shard)).revision + 1
+    todo = [(shard, revisions[shard.key]) for shard in planned if ("detections", shard.key) not in done]
     if todo:
         _make(invocation, record, index, session.resources(), method, todo, done)
     commits: list[CommitName] = [done["detections", shard.key] for shard in planned]
@@ -124,6 +137,7 @@ def commit_found(
         work.shard,
         table,
         {image_id: len(found[image_id].scores) if image_id in found else 0 for image_id in present},
+        revision=work.revision,
         ledger=ledger,
         skipped=sorted(work.failed),
         seconds=clock.seconds,
@@ -198,7 +212,7 @@ def _make(
     index: Index,
     resources: Resources,
     method: str,
-    todo: Sequence[Shard],
+    todo: Sequence[tuple[Shard, int]],
     done: dict[tuple[str, str], CommitName],
 ) -> None:
     config, root = invocation.config, invocation.root
@@ -209,21 +223,31 @@ def _make(
     stored = [] if streamed else feature_shards(root, record)
     proposed = _proposal_files(root, record) if streamed else []
 
-    def make(shard: Shard, _: CommitName | None, trial: Trial) -> DetectShard:
+    def make(shard: Shard, revision: int, _: CommitName | None, trial: Trial) -> DetectShard:
         ids = shard.image_ids
         holding = tuple(one for one in stored if one.first <= ids[-1] and ids[0] <= one.last)
         boxes = tuple(key for key, first, last in proposed if first <= ids[-1] and ids[0] <= last)
         images = tuple(files[image_id] for image_id in ids)
         failures = failed.intersection(ids)
-        return DetectShard(root, method, shard.key, images, holding, boxes, failures, names, trial)
+        return DetectShard(root, method, shard.key, revision, images, holding, boxes, failures, names, trial)
 
-    works = [Work("detect", "detections", shard.key, shard.image_ids, partial(make, shard)) for shard in todo]
+    works = [
+        Work("detect", "detections", shard.key, shard.image_ids, partial(make, shard, revision))
+        for shard, revision in todo
+    ]
     detector = ray.put(load_detector(root, record, config.detect))
     crew: Crew
     if streamed:
         from jobs.detect_actor import DetectActor
 
-        crew = actor_crew(invocation, resources, load_body(config.features), DetectActor, "detect", detector)
+        body = load_body(config.features)
+        method_now = features_method(config.features, body.digest, dataset_record(record, "proposals").method)
+        if method_now != stored_features(record).method:
+            raise UsageError(
+                "detect.source is stream, but the features section or the weights are not those that the SVMs were "
+                "trained on; run `spp extract` and `spp train-svm` first, or `spp run`"
+            )
+        crew = actor_crew(invocation, resources, body, DetectActor, "detect", detector)
     else:
         crew = TaskCrew(detect_shard, 2 * resources.cpus, detector)
     total = sum(work.images for work in works)

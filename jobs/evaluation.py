@@ -62,7 +62,12 @@ def evaluate_result_files(config: RunConfig, pattern: str) -> dict[str, Any]:
     texts = {}
     for file in files:
         with file as stream:
-            texts[file.path.rsplit("/", 1)[-1]] = stream.read()
+            name = file.path.rsplit("/", 1)[-1]
+            if name in texts:
+                raise UsageError(
+                    f"--detections {pattern!r}: there are several files {name!r}; give those of one detector"
+                )
+            texts[name] = stream.read()
     return evaluate_files(config.evaluate, index, config.dataset.test_splits, texts)
 
 
@@ -82,6 +87,8 @@ def evaluate_files(
             part = read_voc(name, text)
         except ResultFileError as error:
             raise UsageError(str(error)) from error
+        if part.class_name in names:
+            raise UsageError(f"{name}: there is another file of class {part.class_name!r}; give one for each class")
         foreign = sorted(set(part.image_ids).difference(image_ids))
         if foreign:
             raise UsageError(

@@ -49,7 +49,7 @@ class ExecutionConfig(Settings):
     num_cpus: int | None = Field(None, ge=1)
     """CPU cores of the embedded Ray; all of them by default."""
     object_store_mb: int = Field(256, ge=80)
-    """Object store of the embedded Ray. Features never pass through it."""
+    """Object store of the embedded Ray: body weights and mined negatives. What does not fit goes to the disk."""
     progress_seconds: float = Field(5.0, gt=0)
     """Seconds between two progress lines where there is no terminal."""
     index_threads: int = Field(8, ge=1)
@@ -58,11 +58,12 @@ class ExecutionConfig(Settings):
 
 @dataclass(frozen=True)
 class Resources:
-    """What the cluster has for us."""
+    """What the cluster has for us. ``node_memory``: bytes that one task can have, on the largest node."""
 
     cpus: int
     gpus: int
     memory: int
+    node_memory: int
 
     def use_gpus(self, config: ExecutionConfig) -> bool:
         """Whether the extraction actors sit on GPUs. UsageError if they should and there are none."""
@@ -109,7 +110,12 @@ class RaySession:
                 self._ours = True
                 _connect(self._config)
             total = ray.cluster_resources()
-            self._resources = Resources(int(total.get("CPU", 1)), int(total.get("GPU", 0)), int(total.get("memory", 0)))
+            self._resources = Resources(
+                int(total.get("CPU", 1)),
+                int(total.get("GPU", 0)),
+                int(total.get("memory", 0)),
+                int(max((n["Resources"].get("memory", 0) for n in ray.nodes() if n["Alive"]), default=0)),
+            )
         return self._resources
 
 

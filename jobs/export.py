@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import fsspec
 import pyarrow.compute as pc
+from fsspec.implementations.local import LocalFileSystem
 
 from jobs.errors import UsageError
 from jobs.evaluation import stored_detections
@@ -47,6 +48,9 @@ def export(invocation: Invocation, voc: str | None, coco: str | None) -> list[st
 
 
 def _write(url: str, lines: Iterable[str]) -> str:
-    with fsspec.open(url, "wt", encoding="utf-8", auto_mkdir=True) as file:
+    fs, path = fsspec.url_to_fs(url)
+    if isinstance(fs, LocalFileSystem):
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
+    with fs.open(path, "w", encoding="utf-8") as file:
         file.writelines(lines)
     return url

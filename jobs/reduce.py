@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from storage.commits import Commit, LedgerRow, winners
-from storage.identity import method_id
+from storage.identity import canonical_json, digest, method_id
 from storage.manifest import Manifest, fold
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord, dataset_record
@@ -24,6 +24,11 @@ def reduce_method(
     """The method id of a stage that read these datasets; ``also``: digests of what else it depends on."""
     upstream = [f"{entry.method}/{entry.manifest}" for entry in read]
     return method_id(stage, version, config, upstream=[*upstream, *also])
+
+
+def ids_digest(image_ids: Sequence[str]) -> str:
+    """Digest of a set of images, by their ids."""
+    return digest(canonical_json(sorted(image_ids)))
 
 
 def stored_features(record: RunRecord) -> DatasetRecord:
@@ -65,13 +70,14 @@ def publish_shard(
     rows: pa.Table,
     counts: Mapping[str, int],
     *,
+    revision: int = 0,
     ledger: Sequence[LedgerRow] = (),
     skipped: Sequence[str] = (),
     seconds: Mapping[str, float],
     producer: str,
 ) -> Commit:
     """Write and commit one shard of small rows."""
-    with ShardWriter(root, dataset, method, shard, rows.schema) as writer:
+    with ShardWriter(root, dataset, method, shard, rows.schema, revision=revision) as writer:
         writer.write_shard(rows, counts)
         return writer.commit(ledger=ledger, skipped=skipped, seconds=dict(seconds), producer=producer)
 

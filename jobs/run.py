@@ -33,7 +33,16 @@ from jobs.progress import ProgressReport
 from jobs.quality import measure_proposals
 from jobs.reduce import entry_of
 from jobs.shards import MapDataset, Survey, survey_after
-from jobs.stages import DATASETS_OF, FEATURE_STORES, REDUCE_STAGES, Invocation, planned_datasets, recorded_index
+from jobs.stages import (
+    DATASETS_OF,
+    FEATURE_STORES,
+    REDUCE_STAGES,
+    Invocation,
+    planned_datasets,
+    recorded_datasets,
+    recorded_index,
+    reduce_method_of,
+)
 from jobs.versions import versions
 from storage.commits import winners
 from storage.manifest import fold, read_manifest
@@ -55,7 +64,10 @@ def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> R
         index = _index(invocation, record) if "index" in stages else recorded_index(invocation.root, record)
         if set(stages) & {"propose", "extract"}:
             _map_stages(invocation, record, index, stages, retry, session)
-        _reduce_stages(invocation, record, index, stages, session)
+        if set(stages) & set(REDUCE_STAGES):
+            if "extract" not in stages:
+                _check_features(invocation, record)
+            _reduce_stages(invocation, record, index, stages, retry, session)
     return record
 
 
@@ -149,26 +161,71 @@ def _map_stages(
     finally:
         for found in chosen:
             _settle(root, record, found.dataset)
+        _drop_older_store(record, chosen)
         write_run(root, record)
     if "propose" in stages:
         _measure(root, record, index, earlier)
 
 
+def _drop_older_store(record: RunRecord, chosen: Sequence[Survey]) -> None:
+    """Features stored the other way stay a run's own only while they are of the same images."""
+    made = next((f.dataset.name for f in chosen if f.dataset.name in FEATURE_STORES), None)
+    manifest = record.datasets[made].manifest if made in record.datasets else None
+    for name in FEATURE_STORES:
+        if manifest and name in record.datasets and record.datasets[name].manifest not in (None, manifest):
+            del record.datasets[name]
+
+
+def _check_features(invocation: Invocation, record: RunRecord) -> None:
+    """Raises UsageError unless the recorded features are those of the images and labels that this config names."""
+    surveys: dict[str, Survey] = {}
+    for dataset in recorded_datasets(invocation.root, record):
+        found = surveys[dataset.name] = survey_after(invocation.root, dataset, surveys)
+        entry = record.datasets[dataset.name]
+        if not found.complete or entry.shards != len(dataset.shards):
+            raise UsageError(
+                f"{dataset.name} of run {record.name!r} are not those of the data set and splits as they are now; "
+                f"run `spp {dataset.stage}` first, or `spp run`"
+            )
+        if entry.partial and invocation.config.detect.source == "stored":
+            raise UsageError(
+                f"run {record.name!r} has no stored features of its test images (it was made with detect.source: "
+                f"stream); run `spp extract` first, or `spp run`"
+            )
+
+
 def _reduce_stages(
-    invocation: Invocation, record: RunRecord, index: Index, stages: Sequence[str], session: RaySession
+    invocation: Invocation, record: RunRecord, index: Index, stages: Sequence[str], retry: bool, session: RaySession
 ) -> None:
     """Models, detections and metrics, one after the other. StorageError, naming the verb, if something is missing."""
+    config = invocation.config
+    first = next(stage for stage in REDUCE_STAGES if stage in stages)
+    for stage in REDUCE_STAGES[: REDUCE_STAGES.index(first)]:
+        (dataset,) = DATASETS_OF[stage]
+        entry = record.datasets.get(dataset)
+        needed = {"detect": ("train-svm", "train-bbox"), "evaluate": ("train-svm", "train-bbox", "detect")}.get(
+            first, ()
+        )
+        if stage not in needed or entry is None or (stage == "train-bbox" and not config.detect.regress):
+            continue
+        if reduce_method_of(stage, config, record, index) != entry.method:
+            raise UsageError(
+                f"{dataset} of run {record.name!r} are behind what they were made from, or the config has changed "
+                f"since; run `spp {stage}` first, or `spp run`"
+            )
     for stage in stages:
         if stage not in REDUCE_STAGES:
             continue
         (dataset,) = DATASETS_OF[stage]
         entry = record.datasets.get(dataset)
-        record.datasets[dataset] = _reduced(stage, invocation, record, index, session)
+        record.datasets[dataset] = _reduced(stage, invocation, record, index, retry, session)
         if entry != record.datasets[dataset]:
             write_run(invocation.root, record)
 
 
-def _reduced(stage: str, invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
+def _reduced(
+    stage: str, invocation: Invocation, record: RunRecord, index: Index, retry: bool, session: RaySession
+) -> DatasetRecord:
     """Do one stage, or find it done."""
     if stage == "train-svm":
         from jobs.svm_training import train_svms
@@ -181,7 +238,7 @@ def _reduced(stage: str, invocation: Invocation, record: RunRecord, index: Index
     if stage == "detect":
         from jobs.detection import detect
 
-        return detect(invocation, record, index, session)
+        return detect(invocation, record, index, session, retry)
     from jobs.evaluation import evaluate
 
     return evaluate(invocation, record, index, session)

@@ -91,8 +91,7 @@ def _stored_images(config: RunConfig, index: Index) -> list[str] | None:
 def recorded_datasets(root: Root, record: RunRecord) -> list[MapDataset]:
     """The map datasets of a recorded run, from what it says of them: without weights or images."""
     index = recorded_index(root, record)
-    config = RunConfig.model_validate(record.config)
-    splits = config.dataset.train_splits
+    splits = RunConfig.model_validate(record.config).dataset.train_splits
     made: dict[str, MapDataset] = {}
     for name in ("proposals", "truth_features", "windows", "features"):
         entry = record.datasets.get(name)
@@ -101,7 +100,7 @@ def recorded_datasets(root: Root, record: RunRecord) -> list[MapDataset]:
         digests = object_digests(index, splits) if name == "truth_features" else index.digests()
         upstream = made.get("proposals") if name in ("windows", "features") else None
         companion = "maps" if name == "windows" else None
-        only = _stored_images(config, index) if name in FEATURE_STORES else None
+        only = index.images_in(splits) if entry.partial else None
         made[name] = map_dataset(
             entry.stage, name, entry.method, digests, entry.bytes_per_image, upstream, companion, only
         )
@@ -134,9 +133,9 @@ def reduce_method_of(stage: str, config: RunConfig, record: RunRecord, index: In
     StorageError, naming the verb, if something upstream is not complete.
     """
     if stage == "train-svm":
-        return svm_method(config.svm, record)
+        return svm_method(config.svm, record, index.images_in(config.dataset.train_splits))
     if stage == "train-bbox":
-        return bbox_method(config.bbox, record)
+        return bbox_method(config.bbox, record, index.images_in(config.dataset.train_splits))
     if stage == "detect":
         return detect_method(config.detect, record, index.images_in(config.dataset.test_splits))
     return evaluate_method(config.evaluate, record, index.objects_in(config.dataset.test_splits))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +45,7 @@ _START_PER_IMAGE = 32
 def train_svms(invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
     """Train the SVMs of a run, unless they are there."""
     config, root = invocation.config.svm, invocation.root
-    method = svm_method(config, record)
+    method = svm_method(config, record, index.images_in(invocation.config.dataset.train_splits))
     found = done_already(root, "train-svm", "svms", method)
     if found is not None:
         return found
@@ -139,16 +140,22 @@ class _Training:
         )
         enough = max(1, -(-config.start_negatives // _START_PER_IMAGE))
         per_image = -(-config.start_negatives // min(enough, len(images)))
-        chosen = set(images[:enough])
         task = as_task(mining.start_negatives, returns=2)
-        refs = []
-        for shard in self._data.shards:
-            part = tuple(image_id for image_id in shard.images if image_id in chosen)
-            if part:
-                narrowed = TrainingShard(shard.features, shard.truth, part, shard.objects)
-                refs.append(task.remote(narrowed, len(self._data.class_names), self._rules, per_image, config.seed))
+        added: Counter[int] = Counter()
         with self._clock.phase("sample"):
-            added = self._take(refs)
+            for start in range(0, len(images), enough):  # further images only where a class has no negative on these
+                chosen = set(images[start : start + enough])
+                refs = []
+                for shard in self._data.shards:
+                    part = tuple(image_id for image_id in shard.images if image_id in chosen)
+                    if part:
+                        narrowed = TrainingShard(shard.features, shard.truth, part, shard.objects)
+                        refs.append(
+                            task.remote(narrowed, len(self._data.class_names), self._rules, per_image, config.seed)
+                        )
+                added.update(self._take(refs))
+                if all(added[one.number] for one in self._classes):
+                    break
             norms = [(mean_norm(values), len(values)) for values in self._positives.values()]
             norms += results("train-svm", [as_task(mining.norm_of).remote(ref) for ref in self._blocks.values()])
         total = sum(count for _, count in norms)
@@ -193,6 +200,9 @@ class _Training:
             self._passes = number
             if config.passes == "until_stable" and not found:
                 break
+        else:
+            if config.passes == "until_stable":
+                self._say(f"note: not stable after {most} passes; svms says how many violators are left")
 
     def audit(self) -> Audit:
         """Score every negative once more."""
@@ -360,10 +370,10 @@ class _Training:
                 f"svm.fit_memory_mb is {config.fit_memory_mb}: room for {self._most} examples of {self.dim} numbers, "
                 f"but a class has {largest} positives; give at least {enough // 10**6 + 1}"
             )
-        if config.fit_memory_mb * 10**6 > self._resources.memory:
+        if config.fit_memory_mb * 10**6 > self._resources.node_memory:
             raise UsageError(
-                f"svm.fit_memory_mb is {config.fit_memory_mb}, but Ray has {self._resources.memory // 10**6} MB of "
-                f"memory to give; lower it to bound the caches of hard negatives, or use larger nodes"
+                f"svm.fit_memory_mb is {config.fit_memory_mb}, but Ray has {self._resources.node_memory // 10**6} MB "
+                f"to give on one node; lower it to bound the caches of hard negatives, or use larger nodes"
             )
 
     def _say(self, text: str) -> None:

@@ -8,9 +8,11 @@ and solves the smaller of the primal and the dual system. The story is told in j
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
-from jobs.reduce import reduce_method, stored_features
+from jobs.reduce import ids_digest, reduce_method, stored_features
 from jobs.settings import Settings
 from storage.runs import RunRecord, dataset_record
 
@@ -29,13 +31,12 @@ class BboxConfig(Settings):
     difficult_positive: bool = False
     """Train towards difficult objects too (the released code does)."""
     max_windows: int = Field(10_000, ge=1)
-    """Windows per class, drawn at random; ground-truth boxes are always among them."""
+    """Windows per class: its ground-truth boxes, and proposals drawn at random."""
     seed: int = Field(0, ge=0)
     """Of the draw."""
 
 
-def bbox_method(config: BboxConfig, record: RunRecord) -> str:
-    """The method id. The training images are those of ``truth_features``, whose shards hash their annotations."""
-    return reduce_method(
-        "train-bbox", VERSION, config.identity(), [stored_features(record), dataset_record(record, "truth_features")]
-    )
+def bbox_method(config: BboxConfig, record: RunRecord, image_ids: Sequence[str]) -> str:
+    """The method id; ``image_ids`` are the training images, whose annotations the shards of truth_features hash."""
+    read = [stored_features(record), dataset_record(record, "truth_features")]
+    return reduce_method("train-bbox", VERSION, config.identity(), read, [ids_digest(image_ids)])

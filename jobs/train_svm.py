@@ -12,11 +12,12 @@ The story is told in jobs/svm_training.py, its tasks are in jobs/mining.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from jobs.reduce import reduce_method, stored_features
+from jobs.reduce import ids_digest, reduce_method, stored_features
 from jobs.settings import Settings
 from storage.runs import RunRecord, dataset_record
 
@@ -72,8 +73,7 @@ class SvmConfig(Settings):
         return self
 
 
-def svm_method(config: SvmConfig, record: RunRecord) -> str:
-    """The method id. The training images are those of ``truth_features``, whose shards hash their annotations."""
-    return reduce_method(
-        "train-svm", VERSION, config.identity(), [stored_features(record), dataset_record(record, "truth_features")]
-    )
+def svm_method(config: SvmConfig, record: RunRecord, image_ids: Sequence[str]) -> str:
+    """The method id; ``image_ids`` are the training images, whose annotations the shards of truth_features hash."""
+    read = [stored_features(record), dataset_record(record, "truth_features")]
+    return reduce_method("train-svm", VERSION, config.identity(), read, [ids_digest(image_ids)])

@@ -183,7 +183,7 @@ def _descend(gram, signs, most, tolerance, max_iterations, seed):
     count = len(signs)
     alphas = np.zeros(count)
     scores = np.zeros(count, np.float32)
-    np.random.seed(seed)  # of this compiled function alone
+    np.random.seed(seed)  # of compiled code, not of NumPy
     sweeps = 0
     while sweeps < max_iterations:
         for i in np.random.permutation(count):

@@ -231,3 +231,48 @@ def test_the_config_of_a_run_without_features_says_what_to_do_first(make_project
         assert project.spp(verb) == 2
         assert says in capsys.readouterr().err
     assert load_config(str(project.config)).svm.C == 1e-3
+
+
+def test_a_single_stage_takes_nothing_that_is_behind(trained, capsys):
+    behind = ("--run", "behind")
+    assert trained.spp("run", *behind) == 0
+    changed = ("--set", "svm.C=0.02")
+    assert trained.spp("train-svm", *behind, *changed) == 0
+    capsys.readouterr()
+    assert trained.spp("evaluate", *behind, *changed) == 2
+    assert "run `spp detect` first" in capsys.readouterr().err
+    assert trained.spp("detect", *behind, *changed) == 0
+    assert trained.spp("evaluate", *behind, *changed) == 0
+    assert trained.spp("run", *behind) == 0
+    capsys.readouterr()
+    assert trained.spp("detect", *behind, "--set", "svm.C=0.5") == 2
+    assert "run `spp train-svm` first" in capsys.readouterr().err
+    assert trained.spp("train-svm", *behind, "--set", "dataset.train_splits=[test]") == 2
+    assert "run `spp extract` first" in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_features_of_older_images_do_not_stand_in_for_newer_ones_stored_the_other_way(make_project):
+    project = make_project()
+    assert project.spp("run", "--set", "features.store=vectors") == 0
+    project.data.add("im-700", "test", [("square", 11, 21, 50, 60)])
+    assert project.spp("run", "--set", "features.store=maps") == 0
+    record = storage.read_run(storage.open_root(str(project.root)))
+    assert "features" not in record.datasets
+    assert "im-700" in table(project.root, "detections")["image_id"].to_pylist()
+
+
+@pytest.mark.full
+def test_images_that_failed_in_streamed_detection_are_done_again_by_retry(make_project, capsys):
+    project = make_project()
+    stream = ("--set", "detect.source=stream", "--set", "execution.max_failed=1")
+    assert project.spp("run", "--until", "train-bbox", *stream) == 0
+    picture = project.data.path / "JPEGImages" / "im-010.jpg"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:200])
+    assert project.spp("detect", *stream) == 3
+    assert "im-010" in capsys.readouterr().out
+    picture.write_bytes(whole)
+    assert project.spp("retry", *stream) == 0
+    assert "im-010" in table(project.root, "detections")["image_id"].to_pylist()
+    assert project.spp("verify") == 0
