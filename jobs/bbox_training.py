@@ -17,7 +17,7 @@ from jobs.reduce import done_already, publish, stored_features
 from jobs.stages import Invocation
 from jobs.tasks import as_task, results
 from jobs.train_bbox import BboxConfig, bbox_method
-from jobs.training_data import TrainingData, TrainingShard, order_key
+from jobs.training_data import TrainingData, TrainingShard, order_key, positive_rows
 from jobs.versions import PRODUCER
 from pipeline.box_regression import Regressor, choose, encode, fit, fit_bytes
 from pipeline.phases import PhaseClock
@@ -79,7 +79,7 @@ def train_regressors(invocation: Invocation, record: RunRecord, index: Index, se
     with clock.phase("fit"):
         refs = [
             as_task(fit_class, memory=_bytes(counts[name], dim)).remote(
-                own, data.shards, name, dim, config.ridge, scale, config.difficult_positive
+                own, data, name, dim, config.ridge, scale, config.difficult_positive
             )
             for name, own in examples.items()
         ]
@@ -144,7 +144,7 @@ def choose_windows(shard: TrainingShard, min_overlap: float, difficult_positive:
 
 def fit_class(
     examples: Examples,
-    shards: Sequence[TrainingShard],
+    data: TrainingData,
     name: str,
     dim: int,
     ridge: float,
@@ -152,12 +152,13 @@ def fit_class(
     difficult_positive: bool,
 ) -> Regressor:
     """Read the vectors of a class's windows, and of its ground-truth boxes, which train towards standing still."""
+    number = data.class_names.index(name)
     truth = [
         vectors_of(table[VECTOR_COLUMN])[rows]
-        for shard in shards
+        for shard in data.shards
         for key in shard.truth
         for table in scan_file(shard.features.root, key, ["class_name", "difficult", VECTOR_COLUMN], shard.images)
-        if len(rows := _own(table, name, difficult_positive))
+        if (rows := positive_rows(table, data.class_names, difficult_positive)[:, number]).any()
     ]
     count = len(examples.deltas)
     vectors = np.empty((count + sum(map(len, truth)), dim), np.float16)
@@ -173,13 +174,6 @@ def fit_class(
         start += len(part)
     deltas = np.concatenate([examples.deltas, np.zeros((len(vectors) - count, 4))])
     return fit(vectors, deltas, ridge, scale=scale)
-
-
-def _own(table: pa.Table, name: str, difficult_positive: bool) -> NDArray[np.intp]:
-    own = np.array([value == name for value in table["class_name"].to_pylist()], np.bool_)
-    if not difficult_positive:
-        own &= ~table["difficult"].to_numpy()
-    return np.flatnonzero(own)
 
 
 def _examples(config: BboxConfig, data: TrainingData, chosen: Sequence[Chosen], number: int, truths: int) -> Examples:
@@ -222,8 +216,7 @@ def _truth_norm(
         dim = vectors.shape[1]
         total += mean_norm(vectors) * len(vectors)
         number += len(vectors)
-        for name, difficult in zip(table["class_name"].to_pylist(), table["difficult"].to_pylist(), strict=True):
-            counts[class_names.index(name)] += difficult_positive or not difficult
+        counts += positive_rows(table, class_names, difficult_positive).sum(axis=0)
     if not number:
         raise UsageError("train-bbox: the training splits have no object to learn from")
     return total / number, dim, counts

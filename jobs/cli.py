@@ -110,64 +110,26 @@ def retry(
     return _run(config, root, run_name, set_, _stages_until(until, STAGES), as_json, again=True)
 
 
-@app.command()
-def index(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Read the data set: tables images and objects."""
-    return _run(config, root, run_name, set_, ("index",), as_json)
+def _stage_verb(stage: str, summary: str) -> None:
+    """The verb that runs one stage, called as the stage is."""
+
+    def verb(
+        config: ConfigOption = None,
+        root: RootOption = None,
+        run_name: RunOption = None,
+        set_: SetOption = None,
+        as_json: JsonOption = False,
+    ) -> int:
+        return _run(config, root, run_name, set_, (stage,), as_json)
+
+    app.command(stage, help=summary)(verb)
 
 
-@app.command()
-def propose(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Boxes that may hold an object; recall and MABO per split."""
-    return _run(config, root, run_name, set_, ("propose",), as_json)
-
-
-@app.command()
-def extract(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """One vector per proposal, and per ground-truth box of the training splits."""
-    return _run(config, root, run_name, set_, ("extract",), as_json)
-
-
-@app.command("train-svm")
-def train_svm(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """One linear SVM per class, with hard negatives."""
-    return _run(config, root, run_name, set_, ("train-svm",), as_json)
-
-
-@app.command("train-bbox")
-def train_bbox(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """One box regressor per class."""
-    return _run(config, root, run_name, set_, ("train-bbox",), as_json)
+_stage_verb("index", "Read the data set: tables images and objects.")
+_stage_verb("propose", "Boxes that may hold an object; recall and MABO per split.")
+_stage_verb("extract", "One vector per proposal, and per ground-truth box of the training splits.")
+_stage_verb("train-svm", "One linear SVM per class, with hard negatives.")
+_stage_verb("train-bbox", "One box regressor per class.")
 
 
 @app.command()

@@ -53,13 +53,8 @@ class DetectActor(FeatureActor):
     def _detections(
         self, image: NDArray[np.uint8], boxes: Boxes, height_width: tuple[int, int], clock: PhaseClock
     ) -> Found:
-        with clock.phase("wait"):
-            buffer = self._buffers.get()
+        features, buffer = self._features(image, boxes, clock)
         try:
-            if len(buffer) < len(boxes):
-                buffer = np.empty((max(len(boxes), self._settings.max_boxes), self._extractor.dim), np.float16)
-            with self._computing(clock):
-                features = self._extractor(image, boxes, out=buffer)
             with clock.phase("score"):
                 return self._detector(boxes, [features.vectors], *height_width)
         finally:

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from pipeline.evaluation import ClassResult, GroundTruth
 
 
+_MEASURES = ("class_name", "ap_11", "ap_area", "positives", "detections", "true_positives")
+"""The columns of ``metrics`` but the curves."""
+
+
 def evaluate(invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
     """Measure the detections of a run, unless that is done."""
     config, root = invocation.config, invocation.root
@@ -148,19 +152,16 @@ def metric_rows(found: dict[str, ClassResult]) -> list[dict[str, Any]]:
 def read_metrics(root: Root, entry: DatasetRecord) -> list[dict[str, Any]]:
     """The rows of a stored ``metrics``, without the curves."""
     assert entry.manifest is not None
-    columns = ["class_name", "ap_11", "ap_area", "positives", "detections", "true_positives"]
     manifest = read_manifest(root, "metrics", entry.method, entry.manifest)
-    return [row for table in scan_manifest(root, manifest, columns) for row in table.to_pylist()]
+    return [row for table in scan_manifest(root, manifest, _MEASURES) for row in table.to_pylist()]
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean APs, over the classes that have positives, and a line per class."""
-    keys = ("class_name", "ap_11", "ap_area", "positives", "detections", "true_positives")
-    means = {}
-    for measure in ("ap_11", "ap_area"):
-        values = [row[measure] for row in rows if row[measure] is not None]
-        means[f"m{measure}"] = float(np.mean(values)) if values else None
-    return {**means, "classes": [{key: row[key] for key in keys} for row in rows]}
+    from pipeline.evaluation import mean_ap
+
+    means = {f"m{measure}": mean_ap(row[measure] for row in rows) for measure in ("ap_11", "ap_area")}
+    return {**means, "classes": [{key: row[key] for key in _MEASURES} for row in rows]}
 
 
 def stored_detections(root: Root, record: RunRecord) -> pa.Table:

@@ -27,7 +27,7 @@ from pipeline import pyramid
 from pipeline.bodies import Body, body_spec
 from pipeline.boxes import Boxes
 from pipeline.errors import ContentError
-from pipeline.extraction import RegionExtractor
+from pipeline.extraction import RegionExtractor, RegionFeatures
 from pipeline.images import RGB
 from pipeline.phases import PhaseClock
 from storage.columns import box_column, boxes_of, map_column, vector_column, window_column
@@ -190,22 +190,26 @@ class FeatureActor:
                 maps = self._extractor.conv_maps(image, scales)
             made = {"scale": pa.array(scales, pa.int32()), "window": window_column(windows)}
             return [_map_rows(given, maps), _window_rows(schema("windows"), given, made)], None
-        with clock.phase("wait"):
-            buffer = self._buffers.get()
-        try:
-            if len(buffer) < len(boxes):
-                buffer = np.empty((max(len(boxes), self._settings.max_boxes), self._extractor.dim), np.float16)
-            with self._computing(clock):
-                features = self._extractor(image, boxes, out=buffer)
-        except BaseException:
-            self._buffers.put(buffer)
-            raise
+        features, buffer = self._features(image, boxes, clock)
         made = {
             "scale": pa.array(features.scales, pa.int32()),
             "window": window_column(features.windows),
             VECTOR_COLUMN: vector_column(features.vectors),
         }
         return [_window_rows(schema(work.dataset, self._extractor.dim, work.metadata), given, made)], buffer
+
+    def _features(self, image: RGB, boxes: Boxes, clock: PhaseClock) -> tuple[RegionFeatures, NDArray[np.float16]]:
+        """Features of one image, and the buffer of the ring that their vectors lie in; it must be put back."""
+        with clock.phase("wait"):
+            buffer = self._buffers.get()
+        try:
+            if len(buffer) < len(boxes):
+                buffer = np.empty((max(len(boxes), self._settings.max_boxes), self._extractor.dim), np.float16)
+            with self._computing(clock):
+                return self._extractor(image, boxes, out=buffer), buffer
+        except BaseException:
+            self._buffers.put(buffer)
+            raise
 
     @contextmanager
     def _computing(self, clock: PhaseClock) -> Iterator[None]:

@@ -22,7 +22,7 @@ from jobs.reduce import done_already, publish, stored_features
 from jobs.stages import Invocation
 from jobs.tasks import as_task, results
 from jobs.train_svm import SvmConfig, svm_method
-from jobs.training_data import TrainingData, TrainingShard, order_key
+from jobs.training_data import TrainingData, TrainingShard, order_key, positive_rows
 from jobs.versions import PRODUCER
 from pipeline.mining import NegativeCache, NegativeRules
 from pipeline.phases import PhaseClock
@@ -75,11 +75,9 @@ def _positives(
     manifest = read_manifest(root, "truth_features", entry.method, entry.manifest)
     held: dict[str, list[NDArray[np.float16]]] = {name: [] for name in class_names}
     for table in scan_manifest(root, manifest, ["class_name", "difficult", VECTOR_COLUMN]):
-        vectors = vectors_of(table[VECTOR_COLUMN])
-        rows = zip(table["class_name"].to_pylist(), table["difficult"].to_pylist(), strict=True)
-        for vector, (name, hard) in zip(vectors, rows, strict=True):
-            if difficult or not hard:
-                held[name].append(vector)
+        vectors, own = vectors_of(table[VECTOR_COLUMN]), positive_rows(table, class_names, difficult)
+        for name, rows in zip(class_names, own.T, strict=True):
+            held[name].extend(vectors[rows])
     return {name: np.stack(vectors) for name, vectors in held.items() if vectors}
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.features import FeatureShard, feature_shards
 from jobs.index import Index
+from pipeline.labels import positives
 from storage.manifest import read_manifest
 from storage.root import Root
 from storage.runs import RunRecord, dataset_record
@@ -83,3 +85,9 @@ def objects_of(index: Index, image_ids: Iterable[str], class_names: Sequence[str
 def order_key(seed: int, image_id: str) -> bytes:
     """Sorted by it, images come in an order drawn from the seed, in which one image more moves no other."""
     return hashlib.sha256(f"{seed} {image_id}".encode()).digest()
+
+
+def positive_rows(table: pa.Table, class_names: Sequence[str], difficult: bool) -> NDArray[np.bool_]:
+    """Which rows of ``truth_features`` are positives of which class, (rows, classes)."""
+    labels = np.array([class_names.index(name) for name in table["class_name"].to_pylist()], np.int64)
+    return positives(labels, table["difficult"].to_numpy(), len(class_names), difficult)

@@ -19,7 +19,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 Thresholds = Literal["exact", "arange"]
-Measure = Literal["ap_11", "ap_area"]
 
 OVERLAP = 0.5
 
@@ -162,9 +161,9 @@ def evaluate_classes(
     return results
 
 
-def mean_ap(results: Iterable[ClassResult], measure: Measure = "ap_11") -> float | None:
-    """The mean average precision of the classes that have positives; None if none has."""
-    values = [value for result in results if (value := getattr(result, measure)) is not None]
+def mean_ap(average_precisions: Iterable[float | None]) -> float | None:
+    """The mean over the classes that have positives; None if none has."""
+    values = [value for value in average_precisions if value is not None]
     return float(np.mean(values)) if values else None
 
 
