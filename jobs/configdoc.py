@@ -6,7 +6,7 @@ python -m jobs.configdoc > docs/config.md
 from __future__ import annotations
 
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -74,8 +74,11 @@ def _kind(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join("nothing" if part is type(None) else _kind(part) for part in arguments)
+    if origin is Annotated:
+        return _kind(arguments[0])
     if origin is tuple:
-        return f"list of {_kind(arguments[0])}s"
+        element = _kind(arguments[0])
+        return f"list of {element}" if element.endswith("`") else f"list of {element}s"
     if origin is dict:
         return "mapping"
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}[annotation]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
@@ -29,11 +30,16 @@ if TYPE_CHECKING:
     from pipeline.box_files import BoxConvention
     from pipeline.boxes import Boxes
     from pipeline.proposals import ProposalMethod
+    from pipeline.ranked_boxes import RankedBoxes
 
-VERSION = 1
+VERSION = 2
 BYTES_PER_BOX = 40
 
-_PARAMETERS = {"opencv": ("base_k", "inc_k", "sigma"), "selectivesearch": ("scale", "sigma", "min_size")}
+_PARAMETERS = {
+    "fast": ("colours", "ks", "similarities", "sigma", "prune"),
+    "opencv": ("base_k", "inc_k", "sigma"),
+    "selectivesearch": ("scale", "sigma", "min_size"),
+}
 _OF_FILE = ("order", "base", "inclusive")
 _OF_SEARCH = ("min_side", "max_side", "seed")
 
@@ -41,9 +47,9 @@ _OF_SEARCH = ("min_side", "max_side", "seed")
 class ProposalsConfig(Settings):
     """The ``proposals:`` section of the config."""
 
-    method: Literal["opencv", "selectivesearch", "file"] = "opencv"
-    """opencv: ximgproc selective search, fast mode. selectivesearch: the PyPI package, few boxes. file: boxes computed
-    elsewhere."""
+    method: Literal["fast", "opencv", "selectivesearch", "file"] = "fast"
+    """fast: selective search, fast mode (docs/proposals.md). opencv: that of ximgproc. selectivesearch: the PyPI
+    package, few boxes. file: boxes computed elsewhere."""
     file: str | None = Field(None, json_schema_extra=NOT_IDENTITY)
     """file: path or URL of a .parquet (image_id, x1 y1 x2 y2 or box, perhaps score) or of a .mat of the R-CNN family
     (images, boxes). Its content counts, not its place. Read with dataset.storage_options."""
@@ -53,12 +59,20 @@ class ProposalsConfig(Settings):
     """file: number of the first pixel. Must be given."""
     inclusive: bool | None = None
     """file: true if x2 and y2 are a box's last pixels, false if they are the first after it. Must be given."""
+    colours: tuple[Literal["hsv", "lab", "rgb"], ...] | None = Field(None, min_length=1)
+    """fast: the colour spaces that are segmented (hsv, lab)."""
+    ks: tuple[Annotated[int, Field(ge=1, le=1 << 25)], ...] | None = Field(None, min_length=1)
+    """fast: k of the segmentations in each colour space, and the smallest segment in pixels (50, 100)."""
+    similarities: tuple[Literal["ctsf", "tsf"], ...] | None = Field(None, min_length=1)
+    """fast: how each segmentation is grouped, with colour (ctsf) or without (tsf) (ctsf, tsf)."""
+    prune: bool | None = None
+    """fast: leave out pixel edges that no spanning tree needs, for speed (true)."""
     base_k: int | None = Field(None, ge=1)
     """opencv: smallest k of the segmentations (50)."""
     inc_k: int | None = Field(None, ge=1)
     """opencv: step to the second and third k (50)."""
     sigma: float | None = Field(None, ge=0)
-    """opencv, selectivesearch: blur before segmenting (0.8)."""
+    """fast, opencv, selectivesearch: blur before segmenting (0.8)."""
     scale: float | None = Field(None, gt=0)
     """selectivesearch: k of its one segmentation (500)."""
     min_size: int | None = Field(None, ge=1)
@@ -74,7 +88,7 @@ class ProposalsConfig(Settings):
 
     @model_validator(mode="after")
     def _parameters_belong_to_the_method(self) -> ProposalsConfig:
-        for name in ("base_k", "inc_k", "sigma", "scale", "min_size"):
+        for name in dict.fromkeys(name for names in _PARAMETERS.values() for name in names):
             if getattr(self, name) is not None and name not in _PARAMETERS.get(self.method, ()):
                 owners = [method for method, names in _PARAMETERS.items() if name in names]
                 raise ValueError(f"{name} belongs to method {' or '.join(owners)}, but method is {self.method}")
@@ -106,9 +120,12 @@ class ProposalsConfig(Settings):
     def proposal_method(self) -> ProposalMethod:
         """The method with its parameters, of those that search."""
         from pipeline.proposals import AlpacaSelectiveSearch, OpenCVSelectiveSearch
+        from pipeline.selective_search import SelectiveSearch
 
         given = {name: getattr(self, name) for name in _PARAMETERS[self.method]}
         given = {name: value for name, value in given.items() if value is not None}
+        if self.method == "fast":
+            return SelectiveSearch(**given)
         if self.method == "opencv":
             return OpenCVSelectiveSearch(**given)
         return AlpacaSelectiveSearch(**given)
@@ -155,11 +172,15 @@ def propose_shard(work: ProposeShard) -> Commit | None:
     from pipeline.errors import ContentError
     from pipeline.phases import PhaseClock
     from pipeline.proposals import keep_given, propose, seed_of
+    from pipeline.ranked_boxes import RankedBoxes
 
     cv2.setNumThreads(1)
     clock = PhaseClock()
     config = work.config
     method = config.proposal_method() if work.boxes is None else None
+    if method is not None:
+        with clock.phase("warm up"):
+            method.warm_up()
     ledger: list[LedgerRow] = work.trial.ledger("propose")
     earlier = Earlier(work.root, work.method, work.trial)
     columns = schema("proposals", metadata={"method": work.method, "producer": work.producer})
@@ -175,12 +196,13 @@ def propose_shard(work: ProposeShard) -> Commit | None:
                 if method is None:
                     assert work.boxes is not None
                     assert file.size is not None
-                    boxes = keep_given(work.boxes.get(file.image_id), *file.size, max_boxes=config.max_per_image)
+                    given = work.boxes.get(file.image_id)
+                    found = RankedBoxes(keep_given(given, *file.size, max_boxes=config.max_per_image))
                 else:
                     with clock.phase("decode"):
                         image = read_image(file, work.storage_options)
                     with clock.phase("propose"):
-                        boxes = propose(
+                        found = propose(
                             method,
                             image,
                             seed_of(file.image_id, config.seed),
@@ -191,21 +213,33 @@ def propose_shard(work: ProposeShard) -> Commit | None:
             except ContentError as error:
                 ledger.append(file.ledger_row("propose", error))
                 continue
-            count = len(boxes)
-            if not count:
+            if not len(found):
                 ledger.append(_no_boxes(file, config))
-            rows = {
-                "image_id": pa.array([file.image_id] * count, pa.string()),
-                "proposal_id": pa.array(range(count), pa.int32()),
-                "box": box_column(boxes),
-                "method": pa.array([config.method] * count, pa.string()),
-                "rank": pa.array(range(count), pa.int32()),
-            }
             with clock.phase("encode"):
-                writer.write_image(file.image_id, pa.Table.from_pydict(rows, schema=columns))
+                writer.write_image(file.image_id, _rows(file.image_id, found, config.method, columns))
         if work.trial.alone is not None:
             return None
         return writer.commit(ledger=ledger, seconds=clock.seconds, producer=work.producer)
+
+
+def _rows(image_id: str, found: RankedBoxes, method: str, columns: pa.Schema) -> pa.Table:
+    count = len(found)
+    places = pa.array(np.arange(count, dtype=np.int32))
+    if found.strategies is None:
+        strategies = pa.nulls(count, pa.string())
+    else:
+        strategies = pa.array(found.names, pa.string()).take(pa.array(found.strategies))
+    levels = pa.nulls(count, pa.int32()) if found.levels is None else pa.array(found.levels)
+    rows = {
+        "image_id": pa.repeat(image_id, count),
+        "proposal_id": places,
+        "box": box_column(found.boxes),
+        "method": pa.repeat(method, count),
+        "rank": places,
+        "strategy": strategies,
+        "level": levels,
+    }
+    return pa.Table.from_pydict(rows, schema=columns)
 
 
 def _no_boxes(file: ImageFile, config: ProposalsConfig) -> LedgerRow:

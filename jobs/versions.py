@@ -13,6 +13,7 @@ _PACKAGES = (
     "timm",
     "pyarrow",
     "numpy",
+    "numba",
     "scikit-learn",
     "opencv-contrib-python-headless",
 )

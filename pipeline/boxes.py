@@ -59,4 +59,10 @@ def clip(boxes: Boxes, height: int, width: int) -> Boxes:
 
 def first_of_duplicates(boxes: Boxes) -> NDArray[np.intp]:
     """Indices, ascending, of the boxes that remain when exact repetitions of an earlier box are dropped."""
-    return np.sort(np.unique(boxes, axis=0, return_index=True)[1])
+    # two 8-byte numbers a box sort far faster than rows do; adding 0 makes +0 of -0
+    halves = np.ascontiguousarray(boxes + np.float32(0), np.float32).view(np.uint64)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the first of equal boxes stays first
+    in_order = halves[order]
+    first = np.ones(len(boxes), np.bool_)
+    first[1:] = (in_order[1:] != in_order[:-1]).any(axis=1)
+    return np.sort(order[first])

@@ -1,8 +1,8 @@
 """Proposal methods: an image in, ranked boxes out.
 
-A method is a frozen dataclass of its parameters whose call takes an RGB image and a seed and returns half-open boxes,
-best first. ``propose`` adds what is common to all of them: the size at which an image is searched, the smallest side,
-exact duplicates, the number kept.
+A method is a frozen dataclass of its parameters whose call takes an RGB image and a seed and returns boxes, best first:
+``pipeline.selective_search``, and two programs of others for comparison. ``propose`` adds what is common to all of
+them: the size at which an image is searched, the smallest side, exact duplicates, the number kept.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pipeline.boxes import Boxes, as_boxes, clip, first_of_duplicates
 from pipeline.errors import ProposalError
 from pipeline.images import RGB
 from pipeline.opencv_search import OpenCVSearch, SearchCrashed
+from pipeline.ranked_boxes import RankedBoxes
 
 # `selectivesearch` runs it on floats. For good, since warnings cannot be silenced for one thread alone.
 warnings.filterwarnings("ignore", message="Applying `local_binary_pattern` to floating-point images")
@@ -28,9 +29,12 @@ _search = OpenCVSearch()
 
 
 class ProposalMethod(Protocol):
-    """What ``propose`` needs of a method: ranked boxes (N, 4) of an RGB image, the same ones for the same seed."""
+    """What ``propose`` needs of a method: ranked boxes of an RGB image, the same ones for the same seed."""
 
-    def __call__(self, image: RGB, seed: int) -> Boxes: ...
+    def __call__(self, image: RGB, seed: int) -> RankedBoxes: ...
+
+    def warm_up(self) -> None:
+        """Do what takes time only once, before the first image."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,16 @@ class OpenCVSelectiveSearch:
     inc_k: int = 50
     sigma: float = 0.8
 
-    def __call__(self, image: RGB, seed: int) -> Boxes:
+    def __call__(self, image: RGB, seed: int) -> RankedBoxes:
         try:
             x, y, width, height = _search(image, self.base_k, self.inc_k, self.sigma, seed).astype(np.float32).T
         except SearchCrashed as error:
             raise ProposalError(f"{error}; leave the image out, or use another proposals.method") from error
-        return np.stack([x, y, x + width, y + height], axis=1)
+        return RankedBoxes(np.stack([x, y, x + width, y + height], axis=1))
+
+    def warm_up(self) -> None:
+        """Start the process that searches."""
+        self(np.zeros((32, 32, 3), np.uint8), 0)
 
 
 @dataclass(frozen=True)
@@ -70,13 +78,17 @@ class AlpacaSelectiveSearch:
     sigma: float = 0.8
     min_size: int = 50
 
-    def __call__(self, image: RGB, seed: int) -> Boxes:
+    def __call__(self, image: RGB, seed: int) -> RankedBoxes:
         import selectivesearch
 
         _, regions = selectivesearch.selective_search(image, self.scale, self.sigma, self.min_size)
         rects = np.array([region["rect"] for region in regions], np.float32).reshape(-1, 4)
         x, y, width, height = rects.T
-        return np.stack([x, y, x + width + 1, y + height + 1], axis=1)
+        return RankedBoxes(np.stack([x, y, x + width + 1, y + height + 1], axis=1))
+
+    def warm_up(self) -> None:
+        """Import the package."""
+        import selectivesearch  # noqa: F401
 
 
 def seed_of(image_id: str, seed: int) -> int:
@@ -92,8 +104,8 @@ def propose(
     min_side: int = 20,
     max_boxes: int = 2000,
     max_side: int | None = 500,
-) -> Boxes:
-    """Ranked proposals of one image: float32 (N, 4), N <= ``max_boxes``, in pixels of ``image``.
+) -> RankedBoxes:
+    """Ranked proposals of one image: N <= ``max_boxes`` boxes, in pixels of ``image``.
 
     An image longer than ``max_side`` is searched at that size (R-CNN searches at a fixed width,
     rcnn_detect.m:15-19) and its boxes are scaled back. Boxes with a side below ``min_side`` pixels of the searched
@@ -108,13 +120,13 @@ def propose(
         searched = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     h, w = searched.shape[:2]
     if min(h, w) < max(min_side, 2):
-        return as_boxes([])
-    boxes = method(searched, seed)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    boxes = boxes[(sides >= min_side).all(axis=1)]
-    boxes = boxes[first_of_duplicates(boxes)][:max_boxes]
+        return RankedBoxes(as_boxes([]))
+    found = method(searched, seed)
+    sides = found.boxes[:, 2:] - found.boxes[:, :2]
+    found = found[(sides >= min_side).all(axis=1)]
+    found = found[first_of_duplicates(found.boxes)[:max_boxes]]
     factor = np.array([width / w, height / h, width / w, height / h], np.float32)
-    return clip(boxes * factor, height, width)
+    return found.moved_to(clip(found.boxes * factor, height, width))
 
 
 def keep_given(boxes: Boxes | None, height: int, width: int, *, max_boxes: int = 2000) -> Boxes:

@@ -83,6 +83,8 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "box": BOX,
         "method": pa.string(),
         "rank": pa.int32(),
+        "strategy": pa.string(),
+        "level": pa.int32(),
     },
     "features": _WINDOW_ROW,
     "windows": _WINDOW_ROW,
@@ -139,8 +141,8 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     },
 }
 
-_NULLABLE = {("metrics", "ap_11"), ("metrics", "ap_area")}
-"""Without an object of the class there is no average precision."""
+_NULLABLE = {("proposals", "strategy"), ("proposals", "level"), ("metrics", "ap_11"), ("metrics", "ap_area")}
+"""Not every search has strategies and levels; without an object of the class there is no average precision."""
 
 _WEIGHTS = {"svms": 1, "regressors": 4}
 """Vectors of weights in a row of these datasets."""

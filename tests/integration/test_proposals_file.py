@@ -76,7 +76,7 @@ def test_boxes_that_contradict_what_is_said_of_them_stop_the_run_in_one_line(pro
     [
         (["method=file"], "method file needs file, order, base, inclusive: say how its boxes are meant"),
         (["method=file", "file=b.parquet", "order=xyxy", "base=0"], "method file needs inclusive"),
-        (["order=xyxy"], "order belongs to method file, but method is opencv"),
+        (["order=xyxy"], "order belongs to method file, but method is fast"),
         (["method=file", "file=b.csv", "order=xyxy", "base=0", "inclusive=true"], "must end in .parquet or .mat"),
         (["method=file", "file=b.mat", "order=xy", "base=0", "inclusive=true"], "proposals.order: input should be"),
         (["method=file", "file=b.mat", "order=xyxy", "base=2", "inclusive=true"], "proposals.base: input should be"),

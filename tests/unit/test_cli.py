@@ -74,7 +74,7 @@ def test_a_mistake_in_the_command(arguments, says, capsys, monkeypatch):
         ("features.pyramid=[0]", "features.pyramid"),
         ("proposals.max_per_image=many", "proposals.max_per_image: input should be a valid integer"),
         ("proposals.max_per_image=0", "greater than or equal to 1"),
-        ("proposals.scale=3", "belongs to method selectivesearch, but method is opencv"),
+        ("proposals.scale=3", "belongs to method selectivesearch, but method is fast"),
         ("dataset.path=/no/such/folder", "dataset.path: '/no/such/folder' does not exist"),
         ("dataset.train_splits=[trainvall]", "there is no split 'trainvall'"),
         ("dataset.classes=[sqare]", "no object of class 'sqare'"),

@@ -11,7 +11,7 @@ from storage.schemas import DATASETS, SCHEMA_VERSION, check_version, read_record
 LAYOUT = {
     "images": "image_id uri width height splits digest",
     "objects": "image_id object_id class_name box difficult truncated",
-    "proposals": "image_id proposal_id box method rank",
+    "proposals": "image_id proposal_id box method rank strategy level",
     "features": "image_id proposal_id box scale window feature",
     "windows": "image_id proposal_id box scale window",
     "maps": "image_id scale height width channels map",
@@ -41,6 +41,8 @@ TYPES = {
     "proposal_id": pa.int32(),
     "method": pa.string(),
     "rank": pa.int32(),
+    "strategy": pa.string(),
+    "level": pa.int32(),
     "scale": pa.int32(),
     "box": BOX,
     "window": WINDOW,
@@ -69,9 +71,9 @@ def test_weights_are_as_long_as_the_vectors():
     assert schema("regressors", 12800).field("weight").type.list_size == 4 * 12800
 
 
-def test_only_an_average_precision_can_be_null():
+def test_what_can_be_null_is_what_not_every_method_has_and_an_average_precision_without_objects():
     nullable = [(name, field.name) for name in LAYOUT for field in layout_of(name) if field.nullable]
-    assert nullable == [("metrics", "ap_11"), ("metrics", "ap_area")]
+    assert nullable == [("proposals", "strategy"), ("proposals", "level"), ("metrics", "ap_11"), ("metrics", "ap_area")]
 
 
 def test_the_datasets_are_in_the_order_in_which_they_come_to_be():
