@@ -36,6 +36,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.store
 	$(BIN)/python -m benchmarks.scan
 	$(BIN)/python -m benchmarks.mining
+	$(BIN)/python -m benchmarks.extremes --side 2000
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

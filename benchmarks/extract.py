@@ -57,7 +57,7 @@ class Prepared:
 
 
 def prepare(root: Root, pictures: list[Path], per_shard: int) -> Prepared:
-    """Propose windows for the pictures: 2,000 an image by OpenCV's selective search."""
+    """Propose windows for the pictures: up to 2,000 an image by selective search."""
     files = [ImageFile(p.stem, str(p), f"sha256:{sha256(p.read_bytes())}") for p in pictures]
     shards = []
     for start in range(0, len(files), per_shard):

@@ -2,7 +2,7 @@
 
     python -m benchmarks.pooling [--data DIR] [--images N] [--rounds N] [--json]
 
-Windows: OpenCV proposals, up to 2,000 an image, of the first N images by name under DIR (default: the VOC2012 part of
+Windows: proposals, up to 2,000 an image, of the first N images by name under DIR (default: the VOC2012 part of
 ``shared/data/voc_subset`` beside the checkout, else pictures that the demo draws), on AlexNet's map at scale 688.
 
 Ours: the body's float32 map in, float16 vectors of 50 bins out, rounding included, into a buffer that is used again
@@ -33,7 +33,8 @@ from pipeline import pyramid
 from pipeline.bodies import BODIES, Body, load_state
 from pipeline.extraction import RegionExtractor
 from pipeline.images import RGB, decode_image
-from pipeline.proposals import OpenCVSelectiveSearch, propose, seed_of
+from pipeline.proposals import propose, seed_of
+from pipeline.selective_search import SelectiveSearch
 from pipeline.windows import Windows
 
 SCALE = 688
@@ -137,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     extractor = RegionExtractor(Body(spec, load_state(spec, "random")), (SCALE,))
     items = []
     for name, image in read_images(options.data, options.images).items():
-        boxes = propose(OpenCVSelectiveSearch(), image, seed_of(name, 0))
+        boxes = propose(SelectiveSearch(), image, seed_of(name, 0)).boxes
         conv_map = extractor.body.conv_map(image, SCALE)
         windows = extractor.windows(boxes, *image.shape[:2])[1]
         items.append(Windowed(name, conv_map, conv_map[None].contiguous(), windows))

@@ -78,7 +78,7 @@ def _kind(annotation: Any) -> str:
         return _kind(arguments[0])
     if origin is tuple:
         element = _kind(arguments[0])
-        return f"list of {element}" if element.endswith("`") else f"list of {element}s"
+        return f"list of ({element})" if element.endswith("`") else f"list of {element}s"
     if origin is dict:
         return "mapping"
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}[annotation]

@@ -61,8 +61,9 @@ class ProposalsConfig(Settings):
     """file: true if x2 and y2 are a box's last pixels, false if they are the first after it. Must be given."""
     colours: tuple[Literal["hsv", "lab", "rgb"], ...] | None = Field(None, min_length=1)
     """fast: the colour spaces that are segmented (hsv, lab)."""
-    ks: tuple[Annotated[int, Field(ge=1, le=1 << 25)], ...] | None = Field(None, min_length=1)
-    """fast: k of the segmentations in each colour space, and the smallest segment in pixels (50, 100)."""
+    ks: tuple[Annotated[int, Field(strict=True, ge=10, le=1 << 25)], ...] | None = Field(None, min_length=1)
+    """fast: k of the segmentations in each colour space, and the smallest segment in pixels (50, 100). From 10 on; the
+    smaller, the more boxes, and the time grows with their square."""
     similarities: tuple[Literal["ctsf", "tsf"], ...] | None = Field(None, min_length=1)
     """fast: how each segmentation is grouped, with colour (ctsf) or without (tsf) (ctsf, tsf)."""
     prune: bool | None = None
@@ -71,7 +72,7 @@ class ProposalsConfig(Settings):
     """opencv: smallest k of the segmentations (50)."""
     inc_k: int | None = Field(None, ge=1)
     """opencv: step to the second and third k (50)."""
-    sigma: float | None = Field(None, ge=0)
+    sigma: float | None = Field(None, ge=0, le=16)
     """fast, opencv, selectivesearch: blur before segmenting (0.8)."""
     scale: float | None = Field(None, gt=0)
     """selectivesearch: k of its one segmentation (500)."""
@@ -92,6 +93,10 @@ class ProposalsConfig(Settings):
             if getattr(self, name) is not None and name not in _PARAMETERS.get(self.method, ()):
                 owners = [method for method, names in _PARAMETERS.items() if name in names]
                 raise ValueError(f"{name} belongs to method {' or '.join(owners)}, but method is {self.method}")
+        for name in ("colours", "ks", "similarities"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must not repeat a value: {list(values)}")
         of_file = {name: getattr(self, name) for name in ("file", *_OF_FILE)}
         if self.method != "file":
             for name, value in of_file.items():
@@ -178,13 +183,13 @@ def propose_shard(work: ProposeShard) -> Commit | None:
     clock = PhaseClock()
     config = work.config
     method = config.proposal_method() if work.boxes is None else None
-    if method is not None:
-        with clock.phase("warm up"):
-            method.warm_up()
     ledger: list[LedgerRow] = work.trial.ledger("propose")
     earlier = Earlier(work.root, work.method, work.trial)
     columns = schema("proposals", metadata={"method": work.method, "producer": work.producer})
     with ShardWriter(work.root, "proposals", work.method, work.shard, columns, revision=work.revision) as writer:
+        if method is not None and not all(file.image_id in earlier.images for file in work.images):
+            with clock.phase("warm up"):
+                method.warm_up()
         for file in work.trial.images(work.images):
             if file.image_id in earlier.images:
                 known = earlier.rows("proposals", file.image_id)

@@ -109,15 +109,11 @@ def propose(
 
     An image longer than ``max_side`` is searched at that size (R-CNN searches at a fixed width,
     rcnn_detect.m:15-19) and its boxes are scaled back. Boxes with a side below ``min_side`` pixels of the searched
-    image are dropped, as are exact duplicates (selective_search_boxes.m). An image too small for one such box has
-    none, and is not searched.
+    image are dropped, as are exact duplicates (selective_search_boxes.m). An image too small for one such box, or with
+    a single row or column of pixels, has none and is not searched.
     """
     height, width = image.shape[:2]
-    longest = max(height, width)
-    searched = image
-    if max_side is not None and longest > max_side:
-        size = (max(1, round(width * max_side / longest)), max(1, round(height * max_side / longest)))
-        searched = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    searched = shrunk(image, max_side)
     h, w = searched.shape[:2]
     if min(h, w) < max(min_side, 2):
         return RankedBoxes(as_boxes([]))
@@ -127,6 +123,16 @@ def propose(
     found = found[first_of_duplicates(found.boxes)[:max_boxes]]
     factor = np.array([width / w, height / h, width / w, height / h], np.float32)
     return found.moved_to(clip(found.boxes * factor, height, width))
+
+
+def shrunk(image: RGB, max_side: int | None) -> RGB:
+    """The image, or a smaller copy whose longer side is ``max_side``."""
+    height, width = image.shape[:2]
+    longest = max(height, width)
+    if max_side is None or longest <= max_side:
+        return image
+    size = (max(1, round(width * max_side / longest)), max(1, round(height * max_side / longest)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def keep_given(boxes: Boxes | None, height: int, width: int, *, max_boxes: int = 2000) -> Boxes:

@@ -3,17 +3,19 @@
 An image is segmented in {HSV, Lab} x k {50, 100}; each segmentation is grouped twice, with and without colour. That
 makes eight hierarchies, whose regions, from single segments to the whole image, give the boxes
 (selective_search_boxes.m of the R-CNN code: sigma 0.8, min_size = k). A box from high up a hierarchy goes before one
-from low down, up to chance: its place is its level times a random number (4.3), so that the first 2,000 boxes of an
+from low down, up to chance: its place is its level times a random number (3.3), so that the first 2,000 boxes of an
 image are a good 2,000.
 
-The story is in ``SelectiveSearch.__call__``; ``segmentation``, ``regions`` and ``grouping`` are its chapters. Given
-pixels and a seed, everything after the conversion of colours is done in whole numbers or in single operations rounded
-alike everywhere, so that any machine finds the same boxes. One image takes one core, and the GIL is released.
+The story is in ``SelectiveSearch``; ``segmentation``, ``regions`` and ``grouping`` are its chapters. Everything after
+OpenCV's conversion of colours is done in whole numbers, or in single operations that are rounded alike everywhere: from
+the same colours and seed any machine finds the same boxes. One image takes one core (OpenCV's conversion too, after
+``cv2.setNumThreads(1)``), and the GIL is released.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -33,6 +35,9 @@ Similarity = Literal["ctsf", "tsf"]
 COLOURS: tuple[Colour, ...] = get_args(Colour)
 SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 
+MOST_SIGMA = 16.0
+"""Of the blur. Beyond, its kernel's parts are too small for their fixed point."""
+
 _CONVERSIONS = {"hsv": cv2.COLOR_RGB2HSV_FULL, "lab": cv2.COLOR_RGB2LAB}
 
 
@@ -40,8 +45,12 @@ _CONVERSIONS = {"hsv": cv2.COLOR_RGB2HSV_FULL, "lab": cv2.COLOR_RGB2LAB}
 class SelectiveSearch:
     """All combinations of ``colours``, ``ks`` and ``similarities``; the defaults are the paper's fast mode.
 
-    ``sigma``: of the blur before segmenting. ``prune``: whether the pixel graph goes without the edges that no spanning
-    tree needs, which takes a quarter less time (see ``segmentation.prune``).
+    ``ks``: of the segmentations, each also the number of pixels of its smallest segment; below 10, an image has so many
+    regions that grouping them takes minutes. ``sigma``: of the blur before
+    segmenting. ``prune``: whether the pixel graph goes without the edges that no minimum spanning tree needs,
+    which takes a quarter less time (see ``segmentation.prune``).
+
+    Raises ValueError for an unknown name, a value out of its range, an empty list or one that repeats itself.
     """
 
     colours: Sequence[Colour] = ("hsv", "lab")
@@ -50,49 +59,85 @@ class SelectiveSearch:
     sigma: float = 0.8
     prune: bool = True
 
+    def __post_init__(self) -> None:
+        for name, known in (("colours", COLOURS), ("similarities", SIMILARITIES)):
+            values = getattr(self, name)
+            if isinstance(values, str) or not values or not set(values) <= set(known):
+                raise ValueError(f"{name} must be some of {', '.join(known)}, as a list, not {values!r}")
+        object.__setattr__(self, "ks", tuple(operator.index(k) for k in self.ks))
+        if not self.ks or not 1 <= min(self.ks) <= max(self.ks) <= segmentation.MOST_K:
+            raise ValueError(f"ks must be from 1 to {segmentation.MOST_K}, at least one, not {self.ks}")
+        if not 0 <= self.sigma <= MOST_SIGMA:
+            raise ValueError(f"sigma must be from 0 to {MOST_SIGMA}, not {self.sigma}")
+        for name in ("colours", "ks", "similarities"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} repeats itself: {getattr(self, name)}")
+
     @property
     def strategies(self) -> tuple[str, ...]:
         """Their names, such as ``hsv-50-ctsf``, in the order of the hierarchies."""
         return tuple(f"{c}-{k}-{s}" for c in self.colours for k in self.ks for s in self.similarities)
 
     def __call__(self, image: NDArray[np.uint8], seed: int, clock: PhaseClock | None = None) -> RankedBoxes:
-        """Every region of every hierarchy of an RGB image, uint8 (H, W, 3), of any size from 1 x 1.
+        """Every region of every hierarchy of an RGB image, uint8 (H, W, 3), of any size from 1 x 1 to 2^30 pixels.
 
         A box that several regions have comes several times. ``clock`` counts the seconds of convert, weigh, segment,
-        describe, group and rank.
+        describe, group and rank. Raises ValueError for anything that is no such image.
         """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"an RGB image is uint8 (height, width, 3), not {image.dtype} {image.shape}")
         clock = clock or PhaseClock()
-        hierarchies = []
-        for colour in self.colours:
-            with clock.phase("convert"):
-                colours = _convert(image, colour)
-                planes = _blur(colours, self.sigma)
-            with clock.phase("weigh"):
-                weights = segmentation.edge_weights(planes)
-                if self.prune:
-                    segmentation.prune(weights)
-            with clock.phase("segment"):
-                segmented = segmentation.segment(weights, self.ks)
-            with clock.phase("describe"):
-                codes = regions.pixel_codes(colours, planes)
-                described = [regions.describe(labels, codes) for labels in segmented]
-            with clock.phase("group"):
-                for segments in described:
-                    hierarchies += [grouping.group(segments, similarity == "ctsf") for similarity in self.similarities]
+        hierarchies = [boxes for colour in self.colours for boxes in self._hierarchies(image, colour, clock)]
         with clock.phase("rank"):
             return _rank(hierarchies, seed, self.strategies)
 
+    def _hierarchies(self, image: NDArray[np.uint8], colour: Colour, clock: PhaseClock) -> Iterator[NDArray[np.int32]]:
+        """The boxes of each, in one colour space. What is large is dropped as soon as it has been used."""
+        with clock.phase("convert"):
+            colours, planes = converted(image, colour, self.sigma)
+        with clock.phase("describe"):
+            codes = regions.pixel_codes(colours, planes)
+            del colours
+        with clock.phase("weigh"):
+            weights = segmentation.edge_weights(planes)
+            del planes
+            if self.prune:
+                segmentation.prune(weights)
+        with clock.phase("segment"):
+            segmented = segmentation.segment(weights, self.ks)
+            del weights
+        for labels in segmented:
+            with clock.phase("describe"):
+                segments = regions.describe(labels, codes)
+            for similarity in self.similarities:
+                with clock.phase("group"):
+                    boxes = grouping.group(segments, similarity == "ctsf")
+                yield boxes
+
     def warm_up(self) -> None:
         """Compile everything, or load it from the cache, outside the time of the first image."""
-        # glibc gives blocks larger than the largest it has ever freed back at once; with this one freed, it keeps those
-        # of an image for the next, which spares a tenth of the time for mapping them anew
-        np.empty(31 << 20, np.uint8)
+        _keep_freed_memory()
         self(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3), 0)
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what one image has freed for the next: mapping it anew takes a tenth of the time.
+
+    glibc returns a freed block to the system if it is larger than any that it has freed before, up to 32 MB. Other
+    libraries take no notice.
+    """
+    np.empty(31 << 20, np.uint8)
+
+
+def converted(image: NDArray[np.uint8], colour: Colour, sigma: float) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """An RGB image in another colour space, uint8 (H, W, 3), and the same blurred, uint16 (3, H, W) in 256ths."""
+    colours = _convert(image, colour)
+    return colours, _blur(colours, sigma)
 
 
 def _convert(image: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
     if colour == "rgb":
-        return np.ascontiguousarray(image)
+        return np.array(image, order="C")  # a copy: of an array that is read-only, everything would be compiled again
     return np.asarray(cv2.cvtColor(np.ascontiguousarray(image), _CONVERSIONS[colour]), np.uint8)
 
 

@@ -28,6 +28,7 @@ NO_EDGE = np.uint16(65535)
 """The weight of an edge that leads out of the image, or is left out. The heaviest real one has 64 * 255 * sqrt(3)."""
 
 MOST_PIXELS = 1 << 30
+MOST_K = 1 << 25
 
 _SHIFT = np.uint32(30)
 _PIXEL = np.uint32(MOST_PIXELS - 1)
@@ -71,11 +72,11 @@ def segment(
     pixels = height * width
     if pixels > MOST_PIXELS:
         raise ValueError(f"an image of {width} x {height} has more than 2^30 pixels")
-    if not all(1 <= k <= 1 << 25 for k in ks):
+    if not all(1 <= k <= MOST_K for k in ks):
         raise ValueError(f"k must be from 1 to 2^25, not {list(ks)}")
     flat = weights.reshape(4, pixels)
     steps = _steps_to_neighbours(width)
-    pairs, edges = _sorted_edges(weights, np.uint16(min(ks) * STEPS) if min(ks) * STEPS < NO_EDGE else NO_EDGE - 1)
+    pairs, edges = _sorted_edges(weights, np.uint16(min(min(ks) * STEPS, 65534)))
     labels = []
     for k, min_size in zip(ks, ks if min_sizes is None else min_sizes, strict=True):
         parent, components = _start(pixels, pairs, flat, steps, np.uint32(k * STEPS))
@@ -331,7 +332,7 @@ def _join_small(edges, steps, parent, components, min_size):
 @numba.njit(nogil=True, cache=True)
 def _number(parent):
     """The trees' numbers, int32, from 0 in the order of their first pixels."""
-    numbers = np.full(parent.size, -1, np.int32)  # of roots that have one; then of every pixel seen
+    numbers = np.full(parent.size, -1, np.int32)  # of roots that have one
     labels = np.empty(parent.size, np.int32)
     count = np.int32(0)
     for pixel in range(parent.size):

@@ -46,6 +46,7 @@ def test_the_boxes_of_a_file_are_the_proposals_of_its_images(project, boxes, tmp
     (note,) = read_manifest(root, "proposals", entry.method, entry.manifest).ledger
     assert (note.image_id, note.type, note.level) == ("im-001", "NoProposals", "note")
     assert str(boxes) in note.message
+    assert table["strategy"].null_count == table["level"].null_count == len(table), "a file has no hierarchies"
     assert project.spp("verify") == 0
 
     before = project.commits("proposals")

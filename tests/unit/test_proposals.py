@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -69,6 +71,23 @@ def test_the_same_seed_gives_the_same_boxes_in_any_order_of_images_and_in_thread
     with ThreadPoolExecutor(4) as workers:
         for name, found in zip(shuffled, workers.map(search, shuffled), strict=True):
             np.testing.assert_array_equal(found, expected[name])
+
+
+def test_another_process_finds_the_same_boxes_in_the_same_order(tmp_path):
+    images = [picture(seed, 80, 100) for seed in range(3)]
+    np.save(tmp_path / "images.npy", images)
+    script = """
+import sys
+import numpy as np
+from pipeline.proposals import propose
+from pipeline.selective_search import SelectiveSearch
+images = np.load(sys.argv[1])
+np.savez(sys.argv[2], *[propose(SelectiveSearch(), image, 7).boxes for image in images[::-1]])
+"""
+    subprocess.run([sys.executable, "-c", script, tmp_path / "images.npy", tmp_path / "boxes.npz"], check=True)
+    with np.load(tmp_path / "boxes.npz") as elsewhere:
+        for name, image in zip(elsewhere.files, images[::-1], strict=True):
+            np.testing.assert_array_equal(elsewhere[name], searched(FAST, image, 7))
 
 
 def test_another_seed_ranks_opencvs_boxes_otherwise():
