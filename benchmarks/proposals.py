@@ -54,7 +54,7 @@ BINS = regions.COLOUR + regions.TEXTURE
 OURS, PEER = "fast", "OpenCV (50, 50)"
 PROGRAMS: dict[str, ProposalMethod] = {
     OURS: SelectiveSearch(),
-    "fast, all edges": SelectiveSearch(prune=False),
+    "fast, pruned": SelectiveSearch(prune=True),
     PEER: OpenCVSelectiveSearch(50, 50),
     "OpenCV (150, 150)": OpenCVSelectiveSearch(150, 150),
     "selectivesearch": AlpacaSelectiveSearch(),
@@ -82,6 +82,14 @@ class Quality:
     recall_5: float
     recall_7: float
     mabo: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is plotted of a program: its median seconds, and its quality per cut."""
+
+    median: float
+    qualities: list[Quality]
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,11 @@ def main() -> int:
     if given.markdown is not None:
         given.markdown.write_text("\n".join(f"{heading}\n\n{_markdown(rows)}" for heading, rows in tables))
     if given.plot is not None:
-        _plot(outcomes, given.plot)
+        curves = {
+            name: Curve(float(np.median(outcome.seconds)), [_quality(outcome, cut) for cut in CUTS])
+            for name, outcome in outcomes.items()
+        }
+        _plot(curves, given.plot)
     ours, peer = (_quality(outcomes[name], CUTS[-1]) for name in (OURS, PEER))
     ratio = float(np.median(outcomes[PEER].seconds) / np.median(outcomes[OURS].seconds))
     equal = ours.recall_5 >= peer.recall_5 and ours.mabo >= peer.mabo
@@ -260,9 +272,8 @@ class Work:
 
 
 def _edges(image: RGB, colour: Colour) -> int:
-    """Edges of the pixel graph, as pruned."""
+    """Edges of the pixel graph."""
     weights = segmentation.edge_weights(converted(image, colour, 0.8)[1])
-    segmentation.prune(weights)
     return int((weights != segmentation.NO_EDGE).sum())
 
 
@@ -301,7 +312,7 @@ def _markdown(rows: Rows) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _plot(outcomes: Mapping[str, Outcome], file: Path) -> None:
+def _plot(curves: Mapping[str, Curve], file: Path) -> None:
     """Quality against seconds an image, a line per program through its cuts, and the best of all at the top left."""
     import matplotlib
 
@@ -309,14 +320,11 @@ def _plot(outcomes: Mapping[str, Outcome], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for name, outcome in outcomes.items():
-        qualities = [_quality(outcome, cut) for cut in CUTS]
-        median = float(np.median(outcome.seconds))
-        for axis, values in zip(axes, ([q.recall_5 for q in qualities], [q.mabo for q in qualities]), strict=True):
-            axis.plot([median] * len(CUTS), values, "-", linewidth=1, alpha=0.5, color=f"C{list(outcomes).index(name)}")
-            axis.scatter(
-                [median] * len(CUTS), values, s=[15, 35, 70], color=f"C{list(outcomes).index(name)}", label=name
-            )
+    for name, curve in curves.items():
+        shown = ([quality.recall_5 for quality in curve.qualities], [quality.mabo for quality in curve.qualities])
+        for axis, values in zip(axes, shown, strict=True):
+            (line,) = axis.plot([curve.median] * len(CUTS), values, "-", linewidth=1, alpha=0.5)
+            axis.scatter([curve.median] * len(CUTS), values, s=[15, 35, 70], color=line.get_color(), label=name)
     for axis, title in zip(axes, ("recall at IoU 0.5", "MABO"), strict=True):
         axis.set(xscale="log", xlabel="seconds an image, one core (median)", title=title)
         axis.grid(alpha=0.3, which="both")

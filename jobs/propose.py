@@ -67,7 +67,7 @@ class ProposalsConfig(Settings):
     similarities: tuple[Literal["ctsf", "tsf"], ...] | None = Field(None, min_length=1)
     """fast: how each segmentation is grouped, with colour (ctsf) or without (tsf) (ctsf, tsf)."""
     prune: bool | None = None
-    """fast: leave out pixel edges that no spanning tree needs, for speed (true)."""
+    """fast: leave out pixel edges that no minimum spanning tree needs, for speed (false)."""
     base_k: int | None = Field(None, ge=1)
     """opencv: smallest k of the segmentations (50)."""
     inc_k: int | None = Field(None, ge=1)

@@ -43,6 +43,6 @@ def test_impossible_parameters_of_the_search(assignment, complaint, project, cap
 
 def test_spelling_out_the_defaults_changes_nothing():
     plain = ProposalsConfig()
-    spelt = ProposalsConfig(colours=("hsv", "lab"), ks=(50, 100), similarities=("ctsf", "tsf"), sigma=0.8, prune=True)
+    spelt = ProposalsConfig(colours=("hsv", "lab"), ks=(50, 100), similarities=("ctsf", "tsf"), sigma=0.8, prune=False)
     assert propose_method(plain, "images") == propose_method(spelt, "images")
     assert propose_method(plain, "images") != propose_method(ProposalsConfig(ks=(100, 50)), "images")

@@ -545,7 +545,7 @@ def assert_found_as_by_the_reference(search, image, seed):
     "search",
     [
         SelectiveSearch(),
-        SelectiveSearch(prune=False),
+        SelectiveSearch(prune=True),
         SelectiveSearch(colours=("rgb",), ks=(3, 20), similarities=("tsf", "ctsf"), sigma=0.5),
     ],
 )
@@ -832,6 +832,7 @@ def test_warming_up_compiles_everything():
     kernels = [value for module in modules for value in vars(module).values() if hasattr(value, "signatures")]
     assert len(kernels) > 20
     SEARCH.warm_up()
+    SelectiveSearch(prune=True).warm_up()
     before = {kernel: len(kernel.signatures) for kernel in kernels}
     for colours in (("hsv", "lab"), ("rgb",)):
         for prune in (True, False):
