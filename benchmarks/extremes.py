@@ -1,6 +1,6 @@
 """Selective search on images that are no photographs: seconds, memory and boxes.
 
-    python -m benchmarks.extremes [--side 8000] [--json]
+    python -m benchmarks.extremes [--side 8000] [--only NAME...] [--json]
 
 Every image is searched in a process of its own, as it is and (``propose``) as ``spp propose`` does it: at 500 pixels,
 sides of 20 and more, at most 2,000 boxes. Memory is what the process has at its highest above what it has with the
@@ -19,6 +19,7 @@ from time import perf_counter
 import cv2
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from pipeline.images import RGB
@@ -65,16 +66,18 @@ MAKERS: dict[str, Callable[[int, int], RGB]] = {f.__name__: f for f in (flat, gr
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=8000, help="of the largest images")
+    parser.add_argument("--only", nargs="+", choices=MAKERS, default=list(MAKERS), help="kinds of images")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     cases = [(name, side, side) for side in (1, 8, 32) for name in ("flat", "noise")]
     cases += [(name, *size) for size in ((1, 5000), (5000, 1)) for name in ("flat", "noise")]
     cases += [(name, side, side) for side in (500, given.side) for name in MAKERS]
+    cases = [case for case in cases if case[0] in given.only]
     table = Table(title="Selective search of images that are no photographs, one core", title_justify="left")
     for heading in ("image", "searched as it is", "memory", "boxes", "propose", "memory", "boxes"):
         table.add_column(heading, justify="left" if heading == "image" else "right")
     results = []
-    for name, height, width in cases:
+    for name, height, width in track(cases, "searching", console=Console(stderr=True)):
         cells, values = [], {"name": f"{name} {width} x {height}"}
         for whole in (True, False):
             with multiprocessing.get_context("spawn").Pool(1) as pool:

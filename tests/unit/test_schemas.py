@@ -63,7 +63,6 @@ def test_columns_and_types(dataset):
         return
     for field in layout_of(dataset):
         assert field.type == TYPES[field.name]
-        assert not field.nullable
 
 
 def test_weights_are_as_long_as_the_vectors():
