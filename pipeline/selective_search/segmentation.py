@@ -51,7 +51,7 @@ def prune(weights: NDArray[np.uint16]) -> None:
 
     Six of ten edges go. The minimum spanning tree of the image stays what it was, as no tree needs the heaviest edge of
     a cycle. Segments are not quite those of the whole graph, where such an edge may join what a component between them
-    has kept apart; proposals made from them are as good (docs/decisions.md).
+    has kept apart; proposals made from them are nearly as good (docs/proposals.md).
     """
     heaviest = np.zeros(weights.shape, np.bool_)
     _mark_heaviest(weights, heaviest)
