@@ -46,9 +46,9 @@ class SelectiveSearch:
     """All combinations of ``colours``, ``ks`` and ``similarities``; the defaults are the paper's fast mode.
 
     ``ks``: of the segmentations, each also the number of pixels of its smallest segment; below 10, an image has so many
-    regions that grouping them takes minutes. ``sigma``: of the blur before segmenting. ``prune``: whether the pixel graph
-    goes without the edges that no minimum spanning tree needs, which takes a quarter less time for boxes that are nearly
-    as good (see ``segmentation.prune``).
+    regions that grouping them takes minutes. ``sigma``: of the blur before segmenting. ``prune``: whether the pixel
+    graph goes without the edges that no minimum spanning tree needs, which takes a quarter less time for boxes that are
+    nearly as good (see ``segmentation.prune``).
 
     Raises ValueError for an unknown name, a value out of its range, an empty list or one that repeats itself.
     """
