@@ -90,9 +90,7 @@ def run(
     as_json: JsonOption = False,
 ) -> int:
     """Every stage that is not done yet, up to --until STAGE."""
-    from jobs.stages import STAGES
-
-    return _run(config, root, run_name, set_, _stages_until(until, STAGES), as_json)
+    return _run(config, root, run_name, set_, None, as_json, until=until)
 
 
 @app.command()
@@ -105,9 +103,7 @@ def retry(
     as_json: JsonOption = False,
 ) -> int:
     """Try failed images again; what follows from them is redone, nothing else."""
-    from jobs.stages import STAGES
-
-    return _run(config, root, run_name, set_, _stages_until(until, STAGES), as_json, again=True)
+    return _run(config, root, run_name, set_, None, as_json, until=until, again=True)
 
 
 def _stage_verb(stage: str, summary: str) -> None:
@@ -128,6 +124,8 @@ def _stage_verb(stage: str, summary: str) -> None:
 _stage_verb("index", "Read the data set: tables images and objects.")
 _stage_verb("propose", "Boxes that may hold an object; recall and MABO per split.")
 _stage_verb("extract", "One vector per proposal, and per ground-truth box of the training splits.")
+_stage_verb("finetune", "Train the head fc6, fc7, fc8 on windows of the training images.")
+_stage_verb("embed", "Store the outputs of a layer of the head (svm.layer).")
 _stage_verb("train-svm", "One linear SVM per class, with hard negatives.")
 _stage_verb("train-bbox", "One box regressor per class.")
 
@@ -191,10 +189,9 @@ def plan(
 ) -> int:
     """What `spp run` would do: shards done and to do, bytes and time expected. Writes nothing."""
     from jobs import plan as planning
-    from jobs.stages import STAGES
 
-    stages = _stages_until(until, STAGES)
     invocation = _invocation(config, root, run_name, set_)
+    stages = _stages_until(until, invocation)
     planned = planning.plan(invocation, stages)
     rows = [
         (
@@ -340,6 +337,54 @@ def files(
 
 
 @app.command()
+def combine(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="The runs to combine, two or more.")],
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    nms_overlap: Annotated[
+        float, typer.Option("--nms-overlap", help="Of detections that overlap by more the best stays.")
+    ] = 0.3,
+    as_json: JsonOption = False,
+) -> int:
+    """The detections of several runs together, as run --run NAME; AP of each and of the combination."""
+    from jobs.combine import combine_command
+
+    return combine_command(_place(config, root, set_), runs, run_name, nms_overlap, sys.argv, as_json)
+
+
+@app.command()
+def table(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    columns: Annotated[str, typer.Option("--columns", help="Some of 1-scale,5-scale,R-CNN.")] = "1-scale,5-scale",
+    rows: Annotated[
+        str, typer.Option("--rows", help="Some of the rows, separated by commas.")
+    ] = "pool5,fc6,ftfc6,ftfc7,ftfc7 bb",
+    only_print: Annotated[
+        bool, typer.Option("--only-print", help="Run nothing; show the runs that are there.")
+    ] = False,
+    csv: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Also write the table as CSV.")] = None,
+    markdown: Annotated[
+        str | None, typer.Option("--markdown", metavar="FILE", help="Also write it as Markdown.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """The paper's detection table: layers by scales, with intervals and seconds; runs what is missing."""
+    from jobs import table as tables
+
+    invocation = _invocation(config, root, run_name, set_)
+    made = tables.make_table(invocation, _listed(columns), _listed(rows), only_print)
+    tables.print_text(made)
+    tables.write_table(made, csv, markdown)
+    print_json(as_json, {"run": invocation.name, "root": invocation.root.url, **tables.as_json(made)})
+    return 0
+
+
+@app.command()
 def demo(
     folder: Annotated[str, typer.Option("--root", metavar="FOLDER", help="Where everything goes.")] = "demo",
     as_json: JsonOption = False,
@@ -352,10 +397,12 @@ def demo(
     return show(Path(folder), as_json)
 
 
-def _stages_until(last: str, stages: Sequence[str]) -> Sequence[str]:
-    if last not in stages:
-        raise UsageError(f"--until {last!r}: the stages are {', '.join(stages)}")
-    return stages[: stages.index(last) + 1]
+def _stages_until(last: str, invocation: Any) -> Sequence[str]:
+    from jobs.stages import STAGES, run_stages
+
+    if last not in STAGES:
+        raise UsageError(f"--until {last!r}: the stages are {', '.join(STAGES)}")
+    return run_stages(invocation.config, last)
 
 
 def _run(
@@ -363,14 +410,17 @@ def _run(
     root: str | None,
     name: str | None,
     overrides: list[str] | None,
-    stages: Sequence[str],
+    stages: Sequence[str] | None,
     as_json: bool,
+    until: str = "evaluate",
     again: bool = False,
 ) -> int:
+    """Do ``stages``, or (None) those of a run up to ``until``."""
     from jobs import run as running
 
     invocation = _invocation(config, root, name, overrides)
-    record = running.run(invocation, stages, again)
+    chosen = _stages_until(until, invocation) if stages is None else stages
+    record = running.run(invocation, chosen, again)
     made = print_run(invocation.root, record)
     print_json(as_json, made)
     return int(made["exit_code"])
@@ -387,18 +437,24 @@ def _invocation(config: str | None, root: str | None, name: str | None, override
     return Invocation(loaded, place, name or Path(config).stem, tuple(sys.argv))
 
 
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _place(config: str | None, root: str | None, overrides: list[str] | None) -> Root:
+    """The root; a config is only needed for its storage options."""
+    from jobs.config import load_config
+
+    options = load_config(config, overrides or ()).storage_options if config is not None else {}
+    return open_root(_root_url(root), options)
+
+
 def _recorded(
     config: str | None, root: str | None, name: str | None, overrides: list[str] | None
 ) -> tuple[Root, RunRecord]:
     """Root and record of a run. A config is only needed for its name, or for the root's storage options."""
-    options: dict[str, Any] = {}
-    if config is not None:
-        from jobs.config import load_config
-
-        options = load_config(config, overrides or ()).storage_options
-        name = name or Path(config).stem
-    place = open_root(_root_url(root), options)
-    return place, read_run(place, name)
+    place = _place(config, root, overrides)
+    return place, read_run(place, name or (Path(config).stem if config is not None else None))
 
 
 def _root_url(root: str | None) -> str:

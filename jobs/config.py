@@ -15,6 +15,7 @@ from jobs.errors import UsageError
 from jobs.evaluate import EvaluateConfig
 from jobs.execution import ExecutionConfig
 from jobs.extract import FeaturesConfig
+from jobs.finetune import FINETUNED, FinetuneConfig, HeadConfig
 from jobs.index import DatasetConfig
 from jobs.propose import ProposalsConfig
 from jobs.settings import NOT_IDENTITY, Settings
@@ -28,6 +29,8 @@ class RunConfig(Settings):
     dataset: DatasetConfig
     proposals: ProposalsConfig = ProposalsConfig()
     features: FeaturesConfig = FeaturesConfig()
+    head: HeadConfig = HeadConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     svm: SvmConfig = SvmConfig()
     bbox: BboxConfig = BboxConfig()
     detect: DetectConfig = DetectConfig()
@@ -35,6 +38,21 @@ class RunConfig(Settings):
     execution: ExecutionConfig = ExecutionConfig()
     storage_options: dict[str, Any] = Field(default_factory=dict, json_schema_extra=NOT_IDENTITY)
     """For the file system of the root; secrets as ``env:NAME``, or by the store's own profiles and variables."""
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether detections come from a layer of the head."""
+        return self.svm.layer != "pool5" or self.detect.classifier == "softmax"
+
+    @property
+    def needs_finetuning(self) -> bool:
+        """Whether they come from a fine-tuned one; else it is as its weights were published."""
+        return self.svm.layer in FINETUNED or self.detect.classifier == "softmax"
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether stage finetune trains: not where all that is wanted is the published head."""
+        return self.needs_finetuning or not self.needs_head
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:

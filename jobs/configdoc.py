@@ -27,6 +27,8 @@ _INTRODUCTIONS = {
     "dataset": "Only `digest` is part of a result's identity: a data set may move, and splits and classes may change.",
     "proposals": "A key that belongs to another method is refused. Each key changes what `propose` makes.",
     "features": "Each key but `store` changes the vectors. Of the weights their content counts, not their name.",
+    "head": "The fully connected layers. The first four keys change what `finetune` makes, the last the detections.",
+    "finetune": "How the head is trained. Some keys change which windows are drawn, all of them the head.",
     "svm": "Each key changes the SVMs, and so the detections and metrics.",
     "bbox": "Each key changes the box regressors, and so the detections and metrics.",
     "detect": "Each key changes the detections.",

@@ -41,11 +41,12 @@ class Crew(Protocol):
 class TaskCrew:
     """Ray tasks of one core each; Ray queues them, so a few more are given out than can run.
 
-    ``shared``: further arguments of all tasks, such as references to what Ray brings to each node once.
+    ``shared``: further arguments of all tasks, such as references to what Ray brings to each node once. ``gpus`` that
+    each task holds beside its core.
     """
 
-    def __init__(self, function: Callable[..., Commit | None], room: int, *shared: Any) -> None:
-        self._task = ray.remote(num_cpus=1, max_retries=0)(function)
+    def __init__(self, function: Callable[..., Commit | None], room: int, *shared: Any, gpus: int = 0) -> None:
+        self._task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function)
         self._room = room
         self._shared = shared
         self._running: set[ray.ObjectRef] = set()

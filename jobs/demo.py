@@ -25,7 +25,7 @@ from jobs.drawing import CLASSES, draw_dataset
 from jobs.pictures import Label, draw_boxes
 from jobs.printing import in_bytes, metrics_of, print_json, print_metrics, print_run, print_table
 from jobs.run import run
-from jobs.stages import STAGES, Invocation
+from jobs.stages import Invocation, run_stages
 from pipeline.boxes import iou
 from pipeline.images import decode_image
 from storage.columns import boxes_of, vectors_of
@@ -76,7 +76,8 @@ def demo(folder: Path, as_json: bool) -> int:
     _write_config(config_file, pictures)
     print(f"Drew 90 pictures of {', '.join(CLASSES)} into {pictures}, 60 to train and 30 to test.")
     print("Now the pipeline: propose windows, extract a vector of each, train a detector, measure it.", flush=True)
-    record = run(Invocation(load_config(str(config_file)), root, RUN, tuple(sys.argv)), STAGES)
+    config = load_config(str(config_file))
+    record = run(Invocation(config, root, RUN, tuple(sys.argv)), run_stages(config))
     print()
     made = print_run(root, record)
     answers = [_ask(root, folder, sql) for sql in _QUERIES]

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.detection import DetectShard, commit_found
 from jobs.extract import ActorSettings
 from jobs.feature_actor import FeatureActor
+from jobs.upstream import proposed_boxes
 from pipeline.boxes import Boxes
 from pipeline.detection import Detector, Found
 from pipeline.errors import ContentError
 from pipeline.phases import PhaseClock
-from storage.columns import boxes_of
 from storage.commits import Commit
-from storage.scan import scan_file
 
 
 class DetectActor(FeatureActor):
@@ -33,7 +31,7 @@ class DetectActor(FeatureActor):
         files = work.present()
         ledger = work.trial.ledger("detect")
         with clock.phase("read"):
-            boxes = self._proposals(work)
+            boxes = proposed_boxes(work.root, work.proposals, [file.image_id for file in files])
         found: dict[str, Found] = {}
         failed: set[str] = set()
         for file, image in self._decoded(files, boxes, (), clock):
@@ -55,19 +53,6 @@ class DetectActor(FeatureActor):
     ) -> Found:
         features, buffer = self._features(image, boxes, clock)
         try:
-            with clock.phase("score"):
-                return self._detector(boxes, [features.vectors], *height_width)
+            return self._detector(boxes, [features.vectors], *height_width, clock)
         finally:
             self._buffers.put(buffer)
-
-    def _proposals(self, work: DetectShard) -> dict[str, Boxes]:
-        """Image id to its proposals, none included."""
-        ids = [file.image_id for file in work.present()]
-        found: dict[str, list[pa.Table]] = {image_id: [] for image_id in ids}
-        for key in work.proposals:
-            for table in scan_file(work.root, key, ["image_id", "box"], ids):
-                found[table["image_id"][0].as_py()].append(table)
-        return {
-            image_id: boxes_of(pa.concat_tables(parts)["box"]) if parts else np.zeros((0, 4), np.float32)
-            for image_id, parts in found.items()
-        }

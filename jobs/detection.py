@@ -7,37 +7,41 @@ none. Both give the same detections.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import ray
+import torch
 from numpy.typing import NDArray
 
+from jobs.config import RunConfig
 from jobs.crews import Crew, TaskCrew
-from jobs.detect import DetectConfig, detect_method, detection_shards
+from jobs.detect import detect_method, detection_shards
 from jobs.errors import UsageError
 from jobs.execution import RaySession, Resources
 from jobs.extract import features_method, load_body
 from jobs.features import FeatureShard, feature_shards
+from jobs.heads import StoredHead, head_classes, network_layer, read_head
 from jobs.imagefile import ImageFile
 from jobs.index import Index
-from jobs.progress import ProgressReport
-from jobs.reduce import entry_of, publish_shard, stored_features
-from jobs.shardloop import ShardLoop, Work
+from jobs.reduce import publish_shard, stored_features
+from jobs.sharded import ShardedDataset, make_shards
 from jobs.stages import Invocation
+from jobs.tasks import as_task, results
 from jobs.trial import Trial
+from jobs.upstream import failed_upstream, image_files, proposal_files
 from jobs.versions import PRODUCER
 from jobs.works import actor_crew
 from pipeline.box_regression import Regressor
 from pipeline.detection import DetectionRules, Detector, Found
+from pipeline.head import Embedder, compressed
 from pipeline.phases import PhaseClock
-from pipeline.scoring import LinearScorer
+from pipeline.scoring import LinearScorer, Probabilities
 from storage.columns import box_column, boxes_of, vectors_of
-from storage.commits import Commit, CommitName, LedgerRow, read_commits, winners
-from storage.manifest import fold, read_manifest
+from storage.commits import Commit, LedgerRow
+from storage.manifest import read_manifest
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord, dataset_record
 from storage.scan import scan_manifest
@@ -75,22 +79,14 @@ def detect(
 
     ``retry``: but those in which an image failed, as a new revision.
     """
-    config, root = invocation.config, invocation.root
+    config = invocation.config
     image_ids = index.images_in(config.dataset.test_splits)
-    method = detect_method(config.detect, record, image_ids)
+    method = detect_method(config.detect, config.svm.layer, config.head, record, image_ids)
     planned = detection_shards(index, image_ids)
-    done = {("detections", key): name for key, name in winners(root, "detections", method).items()}
-    revisions = {shard.key: 0 for shard in planned}
-    if retry:
-        there = [name for (_, key), name in done.items() if key in revisions]
-        for commit in read_commits(root, "detections", method, there):
-            if commit.failed:
-                revisions[commit.shard] = done.pop(("detections", commit.shard)).revision + 1
-    todo = [(shard, revisions[shard.key]) for shard in planned if ("detections", shard.key) not in done]
-    if todo:
-        _make(invocation, record, index, session.resources(), method, todo, done)
-    commits: list[CommitName] = [done["detections", shard.key] for shard in planned]
-    return entry_of("detect", fold(root, "detections", method, commits))
+    dataset = ShardedDataset("detections", method, planned, _maker(invocation, record, index, method))
+    return make_shards(invocation, "detect", [dataset], lambda: _crew(invocation, record, session.resources()), retry)[
+        "detections"
+    ]
 
 
 def detect_shard(work: DetectShard, detector: Detector) -> Commit | None:
@@ -103,8 +99,7 @@ def detect_shard(work: DetectShard, detector: Detector) -> Commit | None:
             boxes = {image_id: boxes_of(table["box"]) for image_id, table in part.windows(list(files)).items()}
         for image_id, parts in _vectors(part, list(files), clock):
             height, width = files[image_id].height_width
-            with clock.phase("score"):
-                found[image_id] = detector(boxes[image_id], parts, height, width)
+            found[image_id] = detector(boxes[image_id], parts, height, width, clock)
     return commit_found(work, list(files), found, work.trial.ledger("detect"), clock)
 
 
@@ -145,28 +140,57 @@ def commit_found(
     )
 
 
-def load_detector(root: Root, record: RunRecord, config: DetectConfig) -> Detector:
-    """The models of a run. StorageError, naming the verb, if they are not there."""
-    names = svm_classes(root, record)
-    svms = {row["class_name"]: row for row in _rows(root, record, "svms")}
-    if svms:
-        weights = np.stack([np.asarray(svms[name]["weight"], np.float32) for name in names])
-        biases = np.array([svms[name]["bias"] for name in names])
-        scorer = LinearScorer(weights, biases, svms[names[0]]["feature_scale"])
+def load_detector(root: Root, record: RunRecord, config: RunConfig, embedder: Embedder | None = None) -> Detector:
+    """The models of a run. StorageError, naming the verb, if they are not there.
+
+    ``embedder``: what makes of a vector the layer that is scored, where that is not the vector itself.
+    """
+    names = detected_classes(root, record, config)
+    scorer: LinearScorer | Probabilities
+    if config.detect.classifier == "softmax":
+        scorer = Probabilities(len(names))
     else:
+        svms = {row["class_name"]: row for row in _rows(root, record, "svms")}
         scorer = LinearScorer(np.zeros((0, 1), np.float32), np.zeros(0), 1.0)
+        if svms:
+            weights = np.stack([np.asarray(svms[name]["weight"], np.float32) for name in names])
+            biases = np.array([svms[name]["bias"] for name in names])
+            scorer = LinearScorer(weights, biases, svms[names[0]]["feature_scale"])
     regressors, scale = {}, 1.0
-    for row in _rows(root, record, "regressors") if config.regress else ():
-        if row["class_name"] in svms:
+    for row in _rows(root, record, "regressors") if config.detect.regress else ():
+        if row["class_name"] in names:
             regressors[names.index(row["class_name"])] = _regressor(row)
             scale = row["feature_scale"]
-    rules = DetectionRules(config.score_above, config.nms_overlap, config.max_per_class)
-    return Detector(scorer, dict(sorted(regressors.items())), scale, rules)
+    rules = DetectionRules(config.detect.score_above, config.detect.nms_overlap, config.detect.max_per_class)
+    return Detector(scorer, dict(sorted(regressors.items())), scale, rules, embedder)
 
 
-def svm_classes(root: Root, record: RunRecord) -> tuple[str, ...]:
-    """The classes that a run has SVMs of."""
+def detected_classes(root: Root, record: RunRecord, config: RunConfig) -> tuple[str, ...]:
+    """The classes that a run's detector tells apart: those that have an SVM, or all that the head was trained for."""
+    if config.detect.classifier == "softmax":
+        return head_classes(root, record)
     return tuple(sorted(row["class_name"] for row in _rows(root, record, "svms", ["class_name"])))
+
+
+def _detector(invocation: Invocation, record: RunRecord, resources: Resources, device: str) -> Detector:
+    """The run's detector, with its head, if it has one, truncated as configured."""
+    config, root = invocation.config, invocation.root
+    embedder = None
+    if config.needs_head:
+        layer = "fc8" if config.detect.classifier == "softmax" else network_layer(config.svm.layer)
+        stored = read_head(root, record)
+        if config.head.svd_rank is not None:
+            task = as_task(truncate, num_cpus=resources.cpus)
+            (stored,) = results("detect", [task.remote(stored, config.head.svd_rank, resources.cpus)])
+        embedder = stored.embedder(layer, device)
+    return load_detector(root, record, config, embedder)
+
+
+def truncate(stored: StoredHead, ranks: tuple[int, int], threads: int) -> StoredHead:
+    """A head with fc6 and fc7 truncated; half a minute for the paper's sizes."""
+    torch.set_num_threads(threads)
+    slim = compressed(stored.head(), ranks).state_dict()
+    return StoredHead({name: values.numpy() for name, values in slim.items()}, stored.class_names)
 
 
 def _rows(root: Root, record: RunRecord, dataset: str, columns: Sequence[str] | None = None) -> Iterator[dict]:
@@ -191,39 +215,23 @@ def _vectors(
     part: FeatureShard, image_ids: Sequence[str], clock: PhaseClock
 ) -> Iterator[tuple[str, list[NDArray[np.float16]]]]:
     """Every image and its vectors, in the row groups that they are read in."""
-    tables = part.scan(image_ids)
-    grouped = itertools.groupby(_timed(tables, clock), key=lambda table: table["image_id"][0].as_py())
+    grouped = itertools.groupby(part.scan(image_ids, clock=clock), key=lambda table: table["image_id"][0].as_py())
     for image_id, group in grouped:
         yield image_id, [vectors_of(table[VECTOR_COLUMN]) for table in group]
 
 
-def _timed(tables: Iterator[pa.Table], clock: PhaseClock) -> Iterator[pa.Table]:
-    while True:
-        with clock.phase("read"):
-            table = next(tables, None)
-        if table is None:
-            return
-        yield table
-
-
-def _make(
-    invocation: Invocation,
-    record: RunRecord,
-    index: Index,
-    resources: Resources,
-    method: str,
-    todo: Sequence[tuple[Shard, int]],
-    done: dict[tuple[str, str], CommitName],
-) -> None:
+def _maker(
+    invocation: Invocation, record: RunRecord, index: Index, method: str
+) -> Callable[[Shard, int, Trial], DetectShard]:
+    """What a worker is told of a shard."""
     config, root = invocation.config, invocation.root
-    rows = index.images.select(["image_id", "height", "width", "uri", "digest"]).to_pylist()
-    files = {r["image_id"]: ImageFile(r["image_id"], r["uri"], r["digest"], (r["height"], r["width"])) for r in rows}
     streamed = config.detect.source == "stream"
-    failed, names = _failed(root, record), svm_classes(root, record)
+    files = image_files(index)
+    failed, names = failed_upstream(root, record), detected_classes(root, record, config)
     stored = [] if streamed else feature_shards(root, record)
-    proposed = _proposal_files(root, record) if streamed else []
+    proposed = proposal_files(root, record) if streamed else []
 
-    def make(shard: Shard, revision: int, _: CommitName | None, trial: Trial) -> DetectShard:
+    def make(shard: Shard, revision: int, trial: Trial) -> DetectShard:
         ids = shard.image_ids
         holding = tuple(one for one in stored if one.first <= ids[-1] and ids[0] <= one.last)
         boxes = tuple(key for key, first, last in proposed if first <= ids[-1] and ids[0] <= last)
@@ -231,45 +239,23 @@ def _make(
         failures = failed.intersection(ids)
         return DetectShard(root, method, shard.key, revision, images, holding, boxes, failures, names, trial)
 
-    works = [
-        Work("detect", "detections", shard.key, shard.image_ids, partial(make, shard, revision))
-        for shard, revision in todo
-    ]
-    detector = ray.put(load_detector(root, record, config.detect))
-    crew: Crew
-    if streamed:
-        from jobs.detect_actor import DetectActor
-
-        body = load_body(config.features)
-        method_now = features_method(config.features, body.digest, dataset_record(record, "proposals").method)
-        if method_now != stored_features(record).method:
-            raise UsageError(
-                "detect.source is stream, but the features section or the weights are not those that the SVMs were "
-                "trained on; run `spp extract` and `spp train-svm` first, or `spp run`"
-            )
-        crew = actor_crew(invocation, resources, body, DetectActor, "detect", detector)
-    else:
-        crew = TaskCrew(detect_shard, 2 * resources.cpus, detector)
-    total = sum(work.images for work in works)
-    with ProgressReport({"detections": total}, {"detections": 0}, config.execution.progress_seconds) as progress:
-        ShardLoop({"detect": crew}, config.execution, progress, done).run(works)
+    return make
 
 
-def _proposal_files(root: Root, record: RunRecord) -> list[tuple[str, str, str]]:
-    """The files of a run's proposals, with their first and last image id."""
-    entry = dataset_record(record, "proposals")
-    assert entry.manifest is not None
-    manifest = read_manifest(root, "proposals", entry.method, entry.manifest)
-    rows = manifest.table.select(["first_image", "last_image"]).to_pylist()
-    return [(key, row["first_image"], row["last_image"]) for row, key in zip(rows, manifest.keys, strict=True)]
+def _crew(invocation: Invocation, record: RunRecord, resources: Resources) -> Crew:
+    config = invocation.config
+    on_gpu = resources.use_gpus(config.execution)
+    detector = ray.put(_detector(invocation, record, resources, "cuda" if on_gpu else "cpu"))
+    if config.detect.source == "stored":
+        gpus = 1 if on_gpu and config.needs_head else 0
+        return TaskCrew(detect_shard, 2 * resources.cpus, detector, gpus=gpus)
+    from jobs.detect_actor import DetectActor
 
-
-def _failed(root: Root, record: RunRecord) -> frozenset[str]:
-    """Images without features, for they failed there or before."""
-    ids: set[str] = set()
-    for name in ("proposals", "features", "windows"):
-        entry = record.datasets.get(name)
-        if entry is not None and entry.manifest is not None and entry.failed:
-            ledger = read_manifest(root, name, entry.method, entry.manifest).ledger
-            ids.update(row.image_id for row in ledger if row.level == "failed")
-    return frozenset(ids)
+    body = load_body(config.features)
+    method = features_method(config.features, body.digest, dataset_record(record, "proposals").method)
+    if method != stored_features(record).method:
+        raise UsageError(
+            "detect.source is stream, but the features section or the weights are not those that the SVMs were "
+            "trained on; run `spp extract` and `spp train-svm` first, or `spp run`"
+        )
+    return actor_crew(invocation, resources, body, DetectActor, "detect", detector)

@@ -46,6 +46,13 @@ class ExecutionConfig(Settings):
     """Share of failed images, looked at from 50 images on, above which the run stops."""
     max_failed_ok: int = Field(0, ge=0)
     """Failed images that a run may have and still exit with code 0."""
+    train_workers: int = Field(1, ge=1)
+    """Workers that train the head together, a GPU each (DistributedDataParallel). One part of the batch is each one's,
+    and so their number changes the head as another seed would."""
+    train_threads: int | Literal["auto"] = "auto"
+    """CPU threads of a worker that trains the head. auto: 4 beside a GPU, else all cores."""
+    checkpoint_seconds: float = Field(300, ge=0)
+    """Seconds between two checkpoints of a training; the last two are kept until it is through."""
     num_cpus: int | None = Field(None, ge=1)
     """CPU cores of the embedded Ray; all of them by default."""
     object_store_mb: int = Field(256, ge=80)

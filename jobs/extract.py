@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from jobs.errors import UsageError
 from jobs.imagefile import ImageFile
-from jobs.settings import Settings
+from jobs.settings import ADDED_LATER, Settings
 from jobs.trial import Trial
 from storage.commits import CommitName, Upstream
 from storage.identity import method_id
@@ -55,6 +55,9 @@ class FeaturesConfig(Settings):
     """Levels of the spatial pyramid, in the order of the vector."""
     max_scaled_pixels: int = Field(1200 * 2400, ge=4096)
     """Larger scaled images are taken at the largest smaller size that fits."""
+    source: Literal["windows", "warp"] = Field("windows", json_schema_extra=ADDED_LATER)
+    """windows: proposals are pooled from the image's conv maps (SPP-net); warp: each is warped to the body's input size
+    and passes the body alone (R-CNN), to compare with. Then scales and mapping have no say."""
     store: Literal["vectors", "maps"] = "vectors"
     """vectors: a row per window, to query; maps: the conv maps, 6 to 40 times smaller, pooled while they are read."""
 
@@ -81,34 +84,54 @@ class FeaturesConfig(Settings):
             raise ValueError("give one or more distinct levels from 1 to 32, such as [6, 3, 2, 1]")
         return levels
 
+    @model_validator(mode="after")
+    def _warped_windows_have_no_common_map(self) -> FeaturesConfig:
+        if self.source == "warp" and self.store == "maps":
+            raise ValueError("source: warp makes no conv map that windows share; use store: vectors")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """Without the weights, whose digest stands for them, and the store: both hold the same numbers."""
         values = super().identity()
-        del values["weights"], values["seed"], values["store"]
+        unused = ("scales", "scale_rule", "mapping", "max_scaled_pixels") if self.source == "warp" else ()
+        for key in ("weights", "seed", "store", *unused):
+            del values[key]
         return values
 
 
 @dataclass(frozen=True)
 class LoadedBody:
-    """What the driver knows of a body: enough to name methods and to hand the weights to the actors."""
+    """What the driver knows of a body: enough to name methods and to hand the weights to the actors.
+
+    ``classifier``: digest of the fully connected layers that came with the weights; empty without.
+    """
 
     spec: BodySpec
     state: dict[str, torch.Tensor]
     digest: str
+    classifier: str = ""
 
 
 def load_body(config: FeaturesConfig) -> LoadedBody:
     """Read the weights once, on the driver. UsageError if they or the body cannot be had."""
-    from pipeline.bodies import UnsuitableBodyError, WeightsError, body_spec, load_state, weights_digest
+    from pipeline.bodies import (
+        UnsuitableBodyError,
+        WeightsError,
+        body_spec,
+        load_classifier,
+        load_state,
+        weights_digest,
+    )
 
     try:
         spec = body_spec(config.body)
         state = load_state(spec, config.weights, config.seed)
+        classifier = load_classifier(spec, config.weights)
     except UnsuitableBodyError as error:
         raise UsageError(f"features.body: {error}") from error
     except WeightsError as error:
         raise UsageError(f"features.weights: {error}") from error
-    return LoadedBody(spec, state, weights_digest(state))
+    return LoadedBody(spec, state, weights_digest(state), weights_digest(classifier) if classifier else "")
 
 
 def vector_length(config: FeaturesConfig, body: LoadedBody) -> int:
@@ -131,6 +154,7 @@ def file_metadata(config: FeaturesConfig, body: LoadedBody, method: str, produce
     geometry = body.spec.geometry
     return {
         "method": method,
+        "source": config.source,
         "body": config.body,
         "weights_digest": body.digest,
         "stride": str(geometry.stride),

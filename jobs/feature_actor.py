@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.earlier import Earlier
-from jobs.extract import ActorSettings, ExtractShard
+from jobs.extract import ActorSettings, ExtractShard, FeaturesConfig
 from jobs.imagefile import ImageFile, read_image
 from pipeline import pyramid
 from pipeline.bodies import Body, body_spec
@@ -30,6 +30,7 @@ from pipeline.errors import ContentError
 from pipeline.extraction import RegionExtractor, RegionFeatures
 from pipeline.images import RGB
 from pipeline.phases import PhaseClock
+from pipeline.warping import WarpExtractor
 from storage.columns import box_column, boxes_of, map_column, vector_column, window_column
 from storage.commits import Commit, data_key, read_commits
 from storage.scan import scan_file
@@ -51,15 +52,7 @@ class FeatureActor:
         config = settings.config
         weights = {name: torch.from_numpy(np.array(values)) for name, values in state.items()}
         body = Body(body_spec(config.body), weights, settings.device)
-        self._extractor = RegionExtractor(
-            body,
-            scales=config.scales,
-            scale_rule=config.scale_rule,
-            mapping=config.mapping,
-            levels=config.pyramid,
-            max_scaled_pixels=config.max_scaled_pixels,
-            threads=settings.threads,
-        )
+        self._extractor = _extractor(body, config, settings.threads)
         self._compute = threading.Lock()  # the body, and its clock, serve one image at a time
         self._buffers: queue.SimpleQueue[NDArray[np.float16]] = queue.SimpleQueue()
         for _ in range(_BUFFERS):
@@ -185,6 +178,7 @@ class FeatureActor:
         if isinstance(image, ContentError):
             raise image
         if work.dataset == "windows":
+            assert isinstance(self._extractor, RegionExtractor)
             with self._computing(clock):
                 scales, windows = self._extractor.windows(boxes, image.shape[0], image.shape[1])
                 maps = self._extractor.conv_maps(image, scales)
@@ -200,13 +194,18 @@ class FeatureActor:
 
     def _features(self, image: RGB, boxes: Boxes, clock: PhaseClock) -> tuple[RegionFeatures, NDArray[np.float16]]:
         """Features of one image, and the buffer of the ring that their vectors lie in; it must be put back."""
+        with self._buffer(len(boxes), clock) as buffer, self._computing(clock):
+            return self._extractor(image, boxes, out=buffer), buffer
+
+    @contextmanager
+    def _buffer(self, count: int, clock: PhaseClock) -> Iterator[NDArray[np.float16]]:
+        """A buffer of the ring for ``count`` vectors. It must be put back; after an error inside it is."""
         with clock.phase("wait"):
             buffer = self._buffers.get()
         try:
-            if len(buffer) < len(boxes):
-                buffer = np.empty((max(len(boxes), self._settings.max_boxes), self._extractor.dim), np.float16)
-            with self._computing(clock):
-                return self._extractor(image, boxes, out=buffer), buffer
+            if len(buffer) < count:
+                buffer = np.empty((max(count, self._settings.max_boxes), self._extractor.dim), np.float16)
+            yield buffer
         except BaseException:
             self._buffers.put(buffer)
             raise
@@ -237,6 +236,20 @@ class FeatureActor:
         finally:
             if buffer is not None:
                 self._buffers.put(buffer)
+
+
+def _extractor(body: Body, config: FeaturesConfig, threads: int) -> RegionExtractor | WarpExtractor:
+    if config.source == "warp":
+        return WarpExtractor(body, levels=config.pyramid, threads=threads)
+    return RegionExtractor(
+        body,
+        scales=config.scales,
+        scale_rule=config.scale_rule,
+        mapping=config.mapping,
+        levels=config.pyramid,
+        max_scaled_pixels=config.max_scaled_pixels,
+        threads=threads,
+    )
 
 
 def _no_proposals() -> pa.Table:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import pyramid
+from pipeline.phases import PhaseClock
 from storage.columns import vector_column, vectors_of, windows_of
 from storage.manifest import Manifest, read_manifest
 from storage.root import Root, open_root
@@ -59,15 +60,30 @@ class FeatureShard:
         """Whether any of these could be one of its images."""
         return any(self.first <= image_id <= self.last for image_id in image_ids)
 
-    def scan(self, image_ids: Sequence[str] | None = None, *, threads: int = 1) -> Iterator[pa.Table]:
-        """The rows of these images (sorted; all by default), one table per row group."""
+    def scan(
+        self, image_ids: Sequence[str] | None = None, *, threads: int = 1, clock: PhaseClock | None = None
+    ) -> Iterator[pa.Table]:
+        """The rows of these images (sorted; all by default), one table per row group.
+
+        ``clock`` counts the seconds of the phase ``read``, and of ``pool`` where vectors are pooled from conv maps.
+        """
+        clock = clock or PhaseClock()
         levels: list[int] = []
-        for table in scan_file(self.root, self.key, None, image_ids):
+        tables = scan_file(self.root, self.key, None, image_ids)
+        while True:
+            with clock.phase("read"):
+                table = next(tables, None)
+            if table is None:
+                return
             if self.maps is None:
                 yield table
                 continue
             levels = levels or self._levels()
-            yield with_vectors(table, pool_maps(table, self._maps_of(table), levels, threads=threads))
+            with clock.phase("read"):
+                maps = self._maps_of(table)
+            with clock.phase("pool"):
+                vectors = pool_maps(table, maps, levels, threads=threads)
+            yield with_vectors(table, vectors)
 
     def windows(self, image_ids: Sequence[str] | None = None) -> dict[str, pa.Table]:
         """Image id to its rows without the vectors, of these images that have rows."""
@@ -118,6 +134,23 @@ def feature_shards(root: Root, record: RunRecord) -> list[FeatureShard]:
         )
         for row, key in zip(rows, manifest.keys, strict=True)
     ]
+
+
+def vector_shards(root: Root, record: RunRecord, layer: str) -> list[FeatureShard]:
+    """The shards of what SVMs on ``layer`` see: features, or stored outputs of the head."""
+    if layer == "pool5":
+        return feature_shards(root, record)
+    manifest = _manifest(root, record, "embeddings")
+    rows = manifest.table.select(["shard", "first_image", "last_image"]).to_pylist()
+    return [
+        FeatureShard(root, row["shard"], key, None, row["first_image"], row["last_image"])
+        for row, key in zip(rows, manifest.keys, strict=True)
+    ]
+
+
+def truth_dataset(layer: str) -> str:
+    """The dataset of what SVMs on ``layer`` see of ground-truth boxes."""
+    return "truth_features" if layer == "pool5" else "truth_embeddings"
 
 
 def feature_manifest(root: Root, record: RunRecord) -> Manifest:

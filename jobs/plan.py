@@ -8,11 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from jobs.config import RunConfig
 from jobs.detect import detection_shards
-from jobs.extract import load_body
-from jobs.index import Index, committed_index, index_method, index_of, read_index, tile_shards
+from jobs.extract import LoadedBody, load_body, vector_length
+from jobs.finetune import window_shards, windows_method
+from jobs.index import Index, committed_index, index_method, index_of, object_digests, read_index, tile_shards
 from jobs.shards import MapDataset, Survey, survey_after
-from jobs.stages import DATASETS_OF, REDUCE_STAGES, Invocation, planned_datasets, reduce_images, reduce_method_of
+from jobs.stages import (
+    DATASETS_OF,
+    REDUCE_STAGES,
+    Invocation,
+    embedded_images,
+    planned_datasets,
+    reduce_images,
+    reduce_method_of,
+)
 from storage.commits import Commit, CommitName, read_commits, winners
 from storage.manifest import manifest_digest
 from storage.root import Root, StorageError
@@ -76,11 +86,15 @@ def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
                 seconds,
             )
         )
-    return planned + _reduced(invocation, index, surveys, stages)
+    return planned + _reduced(invocation, index, surveys, stages, body)
 
 
 def _reduced(
-    invocation: Invocation, index: Index, surveys: Mapping[str, Survey], stages: Sequence[str]
+    invocation: Invocation,
+    index: Index,
+    surveys: Mapping[str, Survey],
+    stages: Sequence[str],
+    body: LoadedBody | None,
 ) -> list[PlannedDataset]:
     """The stages after extraction. Their method ids are not known before what is upstream of them is there."""
     config, root = invocation.config, invocation.root
@@ -91,25 +105,56 @@ def _reduced(
                 manifest = manifest_digest(found.done.values())
                 stage, method = found.dataset.stage, found.dataset.method
                 record.datasets[name] = DatasetRecord(stage=stage, method=method, manifest=manifest)
+    if body is not None and "truth_features" in record.datasets:
+        record.datasets["truth_features"].classifier = body.classifier
     planned = []
     for stage in REDUCE_STAGES:
         if stage not in stages:
             continue
-        (dataset,) = DATASETS_OF[stage]
-        images = reduce_images(stage, config, index)
-        try:
-            method = reduce_method_of(stage, config, record, index)
-        except StorageError:
-            planned.append(PlannedDataset(stage, dataset, "?", 1, 0, len(images), None, None))
-            continue
-        shards = 1 if stage != "detect" else len(detection_shards(index, images))
-        names = winners(root, dataset, method)
-        if len(names) >= shards:
-            manifest = manifest_digest(names.values())
-            record.datasets[dataset] = DatasetRecord(stage=stage, method=method, manifest=manifest)
-            images = []
-        planned.append(PlannedDataset(stage, dataset, method, shards, min(len(names), shards), len(images), None, None))
+        for dataset in DATASETS_OF[stage]:
+            if dataset == "training_windows" and not config.finetunes:
+                continue
+            keys = _keys(dataset, config, index, surveys, body)
+            try:
+                if dataset == "training_windows":
+                    method = windows_method(config.finetune, record)
+                else:
+                    method = reduce_method_of(stage, config, record, index)
+            except StorageError:
+                images = len(reduce_images(stage, config, index))
+                planned.append(PlannedDataset(stage, dataset, "?", 1, 0, images, None, None))
+                continue
+            there = winners(root, dataset, method)
+            if keys is None:
+                keys = {method: len(reduce_images(stage, config, index))}
+            left = {key: images for key, images in keys.items() if key not in there}
+            if not left:
+                manifest = manifest_digest([there[key] for key in keys])
+                record.datasets[dataset] = DatasetRecord(stage=stage, method=method, manifest=manifest)
+            done = len(keys) - len(left)
+            planned.append(PlannedDataset(stage, dataset, method, len(keys), done, sum(left.values()), None, None))
     return planned
+
+
+def _keys(
+    dataset: str, config: RunConfig, index: Index, surveys: Mapping[str, Survey], body: LoadedBody | None
+) -> dict[str, int] | None:
+    """The shards that a dataset after extraction should have, and their images; None if it is one, named by its
+    method."""
+    if dataset == "detections":
+        planned = detection_shards(index, index.images_in(config.dataset.test_splits))
+    elif dataset == "training_windows" and body is not None:
+        annotated = object_digests(index, config.dataset.train_splits)
+        planned = window_shards(config.finetune, vector_length(config.features, body), annotated)
+    elif dataset in ("embeddings", "truth_embeddings"):
+        source = "truth_features" if dataset == "truth_embeddings" else "features"
+        source = source if source in surveys else "windows"
+        wanted = set(embedded_images(config, index))
+        held = {s.key: len(wanted.intersection(s.image_ids)) for s in surveys[source].dataset.shards}
+        return {key: images for key, images in held.items() if images}
+    else:
+        return None
+    return {shard.key: len(shard.image_ids) for shard in planned}
 
 
 def as_json(planned: Iterable[PlannedDataset]) -> list[dict[str, object]]:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 
+from jobs.config import RunConfig
 from jobs.errors import RunFailed, UsageError
 from jobs.execution import RaySession
 from jobs.extract import LoadedBody, load_body
@@ -42,6 +43,7 @@ from jobs.stages import (
     recorded_datasets,
     recorded_index,
     reduce_method_of,
+    run_stages,
 )
 from jobs.versions import versions
 from storage.commits import winners
@@ -161,6 +163,8 @@ def _map_stages(
     finally:
         for found in chosen:
             _settle(root, record, found.dataset)
+        if body is not None:
+            record.datasets["truth_features"].classifier = body.classifier
         _drop_older_store(record, chosen)
         write_run(root, record)
     if "propose" in stages:
@@ -201,12 +205,9 @@ def _reduce_stages(
     config = invocation.config
     first = next(stage for stage in REDUCE_STAGES if stage in stages)
     for stage in REDUCE_STAGES[: REDUCE_STAGES.index(first)]:
-        (dataset,) = DATASETS_OF[stage]
+        dataset = DATASETS_OF[stage][-1]
         entry = record.datasets.get(dataset)
-        needed = {"detect": ("train-svm", "train-bbox"), "evaluate": ("train-svm", "train-bbox", "detect")}.get(
-            first, ()
-        )
-        if stage not in needed or entry is None or (stage == "train-bbox" and not config.detect.regress):
+        if stage not in _needed(config, first) or entry is None:
             continue
         if reduce_method_of(stage, config, record, index) != entry.method:
             raise UsageError(
@@ -216,32 +217,47 @@ def _reduce_stages(
     for stage in stages:
         if stage not in REDUCE_STAGES:
             continue
-        (dataset,) = DATASETS_OF[stage]
-        entry = record.datasets.get(dataset)
-        record.datasets[dataset] = _reduced(stage, invocation, record, index, retry, session)
-        if entry != record.datasets[dataset]:
+        before = {name: record.datasets.get(name) for name in DATASETS_OF[stage]}
+        record.datasets.update(_reduced(stage, invocation, record, index, retry, session))
+        if before != {name: record.datasets.get(name) for name in DATASETS_OF[stage]}:
             write_run(invocation.root, record)
+
+
+def _needed(config: RunConfig, stage: str) -> tuple[str, ...]:
+    """The stages after extraction whose results ``stage`` reads, or what it reads was made from."""
+    if stage in ("finetune", "train-bbox"):
+        return ()
+    before = run_stages(config, stage)[:-1]
+    return tuple(s for s in before if s != "train-bbox" or config.detect.regress)
 
 
 def _reduced(
     stage: str, invocation: Invocation, record: RunRecord, index: Index, retry: bool, session: RaySession
-) -> DatasetRecord:
-    """Do one stage, or find it done."""
+) -> dict[str, DatasetRecord]:
+    """Do one stage, or find it done: its datasets."""
+    if stage == "finetune":
+        from jobs.finetuning import finetune
+
+        return finetune(invocation, record, index, session, retry)
+    if stage == "embed":
+        from jobs.embedding import embed
+
+        return embed(invocation, record, index, session, retry)
     if stage == "train-svm":
         from jobs.svm_training import train_svms
 
-        return train_svms(invocation, record, index, session)
+        return {"svms": train_svms(invocation, record, index, session)}
     if stage == "train-bbox":
         from jobs.bbox_training import train_regressors
 
-        return train_regressors(invocation, record, index, session)
+        return {"regressors": train_regressors(invocation, record, index, session)}
     if stage == "detect":
         from jobs.detection import detect
 
-        return detect(invocation, record, index, session, retry)
+        return {"detections": detect(invocation, record, index, session, retry)}
     from jobs.evaluation import evaluate
 
-    return evaluate(invocation, record, index, session)
+    return {"metrics": evaluate(invocation, record, index, session)}
 
 
 def _measure(root: Root, record: RunRecord, index: Index, earlier: DatasetRecord | None) -> None:

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """One section of the config. A field marked ``NOT_IDENTITY`` does not change what a stage's output is."""
+    """One section of the config. A field marked ``NOT_IDENTITY`` does not change what a stage's output is, one marked
+    ``ADDED_LATER`` only where it is not at its default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -17,9 +18,13 @@ class Settings(BaseModel):
         values = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("identity") is False:
+            identity = extra.get("identity", True) if isinstance(extra, dict) else True
+            if identity is False or (identity == "unless default" and getattr(self, name) == field.default):
                 del values[name]
         return values
 
 
 NOT_IDENTITY: dict[str, Any] = {"identity": False}
+
+ADDED_LATER: dict[str, Any] = {"identity": "unless default"}
+"""For a key that a release adds, whose default does what was done before: what older ones made keeps its name."""

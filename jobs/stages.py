@@ -10,6 +10,7 @@ import pyarrow as pa
 from jobs.boxfile import boxes_digest
 from jobs.config import RunConfig
 from jobs.detect import detect_method
+from jobs.embed import embed_method
 from jobs.errors import UsageError
 from jobs.evaluate import evaluate_method
 from jobs.extract import (
@@ -19,6 +20,7 @@ from jobs.extract import (
     truth_method,
     vector_length,
 )
+from jobs.finetune import head_method
 from jobs.index import Index, object_digests
 from jobs.propose import BYTES_PER_BOX, propose_method
 from jobs.shards import MapDataset, map_dataset
@@ -30,11 +32,11 @@ from storage.runs import RunRecord
 from storage.scan import scan_manifest
 from storage.schemas import schema
 
-STAGES = ("index", "propose", "extract", "train-svm", "train-bbox", "detect", "evaluate")
-"""Every stage of ``spp run``, in order."""
+STAGES = ("index", "propose", "extract", "finetune", "embed", "train-svm", "train-bbox", "detect", "evaluate")
+"""Every stage, in order; ``run_stages`` of them a run goes through."""
 
-REDUCE_STAGES = ("train-svm", "train-bbox", "detect", "evaluate")
-"""Those that read whole datasets and write one small one each."""
+REDUCE_STAGES = STAGES[3:]
+"""Those that read whole datasets."""
 
 FEATURE_STORES = ("maps", "windows", "features")
 """Ways to store features: vectors, or conv maps with the windows on them."""
@@ -43,12 +45,32 @@ DATASETS_OF = {
     "index": ("images", "objects"),
     "propose": ("proposals",),
     "extract": ("truth_features", *FEATURE_STORES),
+    "finetune": ("training_windows", "training_curve", "head"),
+    "embed": ("truth_embeddings", "embeddings"),
     "train-svm": ("svms",),
     "train-bbox": ("regressors",),
     "detect": ("detections",),
     "evaluate": ("metrics",),
 }
-"""What each stage makes; of features either vectors, or maps and windows."""
+"""What each stage makes, its result last; of features either vectors, or maps and windows."""
+
+
+def run_stages(config: RunConfig, until: str = STAGES[-1]) -> tuple[str, ...]:
+    """The stages that a run of ``config`` goes through up to ``until``: those whose results it asks for."""
+    softmax = config.detect.classifier == "softmax"
+    unasked = {
+        "finetune": not config.needs_head,
+        "embed": softmax or config.svm.layer == "pool5",
+        "train-svm": softmax,
+    }
+    return tuple(s for s in STAGES[: STAGES.index(until) + 1] if s == until or not unasked.get(s, False))
+
+
+def embedded_images(config: RunConfig, index: Index) -> list[str]:
+    """The images whose outputs of a layer are stored."""
+    dataset = config.dataset
+    splits = dataset.train_splits if config.head.embed == "train" else dataset.splits
+    return index.images_in(splits)
 
 
 def planned_datasets(config: RunConfig, index: Index, index_method: str, body: LoadedBody | None) -> list[MapDataset]:
@@ -132,19 +154,28 @@ def reduce_method_of(stage: str, config: RunConfig, record: RunRecord, index: In
 
     StorageError, naming the verb, if something upstream is not complete.
     """
+    if stage == "finetune":
+        finetune = config.finetune if config.finetunes else None
+        annotated = object_digests(index, config.dataset.train_splits)
+        return head_method(config.head, finetune, record, index.class_names(), annotated)
+    if stage == "embed":
+        return embed_method(config.svm.layer, record, embedded_images(config, index))
     if stage == "train-svm":
         return svm_method(config.svm, record, index.images_in(config.dataset.train_splits))
     if stage == "train-bbox":
         return bbox_method(config.bbox, record, index.images_in(config.dataset.train_splits))
     if stage == "detect":
-        return detect_method(config.detect, record, index.images_in(config.dataset.test_splits))
+        images = index.images_in(config.dataset.test_splits)
+        return detect_method(config.detect, config.svm.layer, config.head, record, images)
     return evaluate_method(config.evaluate, record, index.objects_in(config.dataset.test_splits))
 
 
 def reduce_images(stage: str, config: RunConfig, index: Index) -> list[str]:
     """The images that one of ``REDUCE_STAGES`` looks at."""
+    if stage == "embed":
+        return embedded_images(config, index)
     dataset = config.dataset
-    return index.images_in(dataset.train_splits if stage in ("train-svm", "train-bbox") else dataset.test_splits)
+    return index.images_in(dataset.test_splits if stage in ("detect", "evaluate") else dataset.train_splits)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jobs.combine import STAGE as COMBINE
+from jobs.combine import combined_runs, is_behind
 from jobs.config import RunConfig
 from jobs.errors import UsageError
+from jobs.finetune import windows_method
 from jobs.shards import Survey, survey_after
-from jobs.stages import DATASETS_OF, FEATURE_STORES, REDUCE_STAGES, recorded_datasets, recorded_index, reduce_method_of
+from jobs.stages import (
+    DATASETS_OF,
+    FEATURE_STORES,
+    REDUCE_STAGES,
+    recorded_datasets,
+    recorded_index,
+    reduce_method_of,
+    run_stages,
+)
 from storage.commits import winners
 from storage.manifest import Manifest, in_memory, read_manifest
 from storage.root import Root, StorageError
@@ -37,12 +48,17 @@ def status(root: Root, record: RunRecord) -> list[DatasetStatus]:
     result = []
     indexed = all(_has_manifest(record, name) for name in DATASETS_OF["index"])
     surveys: dict[str, Survey] = {}
+    asked = run_stages(RunConfig.model_validate(record.config))
     if indexed:
         for dataset in recorded_datasets(root, record):
             surveys[dataset.name] = survey_after(root, dataset, surveys)
+    combined = combined_runs(record) is not None
     for stage, datasets in DATASETS_OF.items():
+        if combined and not record.datasets.keys() & set(datasets):
+            continue  # a combination has no features and models of its own
         if stage in REDUCE_STAGES:
-            result.append(_reduced(root, record, stage))
+            if stage in asked or any(name in record.datasets for name in datasets):
+                result += [_reduced(root, record, stage, name) for name in datasets]
             continue
         stored = [name for name in FEATURE_STORES if name in record.datasets] or ["features"]
         for name in datasets:
@@ -68,16 +84,23 @@ def status(root: Root, record: RunRecord) -> list[DatasetStatus]:
     return result
 
 
-def _reduced(root: Root, record: RunRecord, stage: str) -> DatasetStatus:
-    """The state of a stage after extraction: behind, if its method id would be another one today."""
-    (name,) = DATASETS_OF[stage]
+def _reduced(root: Root, record: RunRecord, stage: str, name: str) -> DatasetStatus:
+    """The state of a dataset after extraction: behind, if its stage's method id would be another one today."""
     entry = record.datasets.get(name)
     if entry is None or entry.manifest is None:
         return DatasetStatus(stage, name, entry.method if entry else "", "missing", 0, 0, 0, 0, 0.0)
+    if entry.stage == COMBINE:
+        state = "behind its upstream" if is_behind(root, record) else "complete"
+        return _of(COMBINE, name, entry.method, state, read_manifest(root, name, entry.method, entry.manifest))
     state = "complete"
     try:
         config = RunConfig.model_validate(record.config)
-        if reduce_method_of(stage, config, record, recorded_index(root, record)) != entry.method:
+        today = (
+            windows_method(config.finetune, record)
+            if name == "training_windows"
+            else reduce_method_of(stage, config, record, recorded_index(root, record))
+        )
+        if today != entry.method:
             state = "behind its upstream"
     except (StorageError, UsageError):
         state = "behind its upstream"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from jobs import mining
 from jobs.errors import RunFailed, UsageError
 from jobs.execution import RaySession, Resources
+from jobs.features import truth_dataset
 from jobs.index import Index
 from jobs.mining import Audit, ClassFit, Mined
 from jobs.reduce import done_already, publish, stored_features
@@ -50,15 +51,18 @@ def train_svms(invocation: Invocation, record: RunRecord, index: Index, session:
     if found is not None:
         return found
     clock = PhaseClock()
-    data = TrainingData.of(root, record, index, invocation.config.dataset.train_splits)
+    data = TrainingData.of(root, record, index, invocation.config.dataset.train_splits, config.layer)
     with clock.phase("read"):
-        positives = _positives(root, record, data.class_names, config.difficult_positive)
-    training = _Training(config, data, positives, session.resources(), clock)
+        positives = _positives(root, record, truth_dataset(config.layer), data.class_names, config.difficult_positive)
+    cells_tell = invocation.config.features.source == "windows"
+    training = _Training(config, data, positives, session.resources(), clock, cells_tell)
     training.start()
     training.mine()
     audited = training.audit()
     rows, notes = training.rows(audited)
-    layout = schema("svms", training.dim, {"method": method, "features": stored_features(record).method})
+    layout = schema(
+        "svms", training.dim, {"method": method, "features": stored_features(record).method, "layer": config.layer}
+    )
     table = pa.Table.from_pylist(rows, schema=layout)
     counts = {row["class_name"]: 1 for row in rows}
     return publish(
@@ -67,12 +71,12 @@ def train_svms(invocation: Invocation, record: RunRecord, index: Index, session:
 
 
 def _positives(
-    root: Root, record: RunRecord, class_names: Sequence[str], difficult: bool
+    root: Root, record: RunRecord, dataset: str, class_names: Sequence[str], difficult: bool
 ) -> dict[str, NDArray[np.float16]]:
     """The vectors of each class's ground-truth boxes, (n, dim); classes without any are absent."""
-    entry = dataset_record(record, "truth_features")
+    entry = dataset_record(record, dataset)
     assert entry.manifest is not None
-    manifest = read_manifest(root, "truth_features", entry.method, entry.manifest)
+    manifest = read_manifest(root, dataset, entry.method, entry.manifest)
     held: dict[str, list[NDArray[np.float16]]] = {name: [] for name in class_names}
     for table in scan_manifest(root, manifest, ["class_name", "difficult", VECTOR_COLUMN]):
         vectors, own = vectors_of(table[VECTOR_COLUMN]), positive_rows(table, class_names, difficult)
@@ -95,7 +99,10 @@ class _Class:
 
 
 class _Training:
-    """The SVMs of all classes, their caches, and what has been measured on the way."""
+    """The SVMs of all classes, their caches, and what has been measured on the way.
+
+    ``cells_tell``: windows on the same cells have the same vector; not where each is warped, and has a map of its own.
+    """
 
     def __init__(
         self,
@@ -104,6 +111,7 @@ class _Training:
         positives: dict[str, NDArray[np.float16]],
         resources: Resources,
         clock: PhaseClock,
+        cells_tell: bool,
     ) -> None:
         self._config = config
         self._data = data
@@ -117,7 +125,9 @@ class _Training:
         solver = GramSolver if config.solver == "gram" else LinearSvcSolver
         self._solver: SvmSolver = solver(tolerance=config.tolerance, seed=config.seed)
         self._most = self._solver.most_rows(config.fit_memory_mb * 10**6, self.dim)
-        self._rules = NegativeRules(config.negative_overlap, config.negative_dedupe, config.once_per_cells)
+        self._rules = NegativeRules(
+            config.negative_overlap, config.negative_dedupe, config.once_per_cells and cells_tell
+        )
         self._check_memory()
         self._cache = NegativeCache(len(data.class_names))
         self._blocks: dict[int, ray.ObjectRef] = {}

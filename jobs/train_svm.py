@@ -17,8 +17,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from jobs.finetune import Layer
 from jobs.reduce import ids_digest, reduce_method, stored_features
-from jobs.settings import Settings
+from jobs.settings import NOT_IDENTITY, Settings
 from storage.runs import RunRecord, dataset_record
 
 VERSION = 1
@@ -27,6 +28,9 @@ VERSION = 1
 class SvmConfig(Settings):
     """The ``svm:`` section of the config."""
 
+    layer: Layer = Field("pool5", json_schema_extra=NOT_IDENTITY)
+    """What the SVMs see: pool5, the pooled vectors; fc6 or fc7 of the pretrained head; ftfc6 or ftfc7 of the
+    fine-tuned one."""
     C: float = Field(1e-3, gt=0)
     """Weight of the losses against the regulariser."""
     positive_weight: float = Field(2.0, gt=0)
@@ -75,5 +79,8 @@ class SvmConfig(Settings):
 
 def svm_method(config: SvmConfig, record: RunRecord, image_ids: Sequence[str]) -> str:
     """The method id; ``image_ids`` are the training images, whose annotations the shards of truth_features hash."""
-    read = [stored_features(record), dataset_record(record, "truth_features")]
+    if config.layer == "pool5":
+        read = [stored_features(record), dataset_record(record, "truth_features")]
+    else:  # their methods tell the layer
+        read = [dataset_record(record, "embeddings"), dataset_record(record, "truth_embeddings")]
     return reduce_method("train-svm", VERSION, config.identity(), read, [ids_digest(image_ids)])

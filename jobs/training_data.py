@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.features import FeatureShard, feature_shards
+from jobs.features import FeatureShard, truth_dataset, vector_shards
 from jobs.index import Index
 from pipeline.labels import positives
 from storage.manifest import read_manifest
@@ -45,17 +45,19 @@ class TrainingData:
     shards: tuple[TrainingShard, ...]
 
     @classmethod
-    def of(cls, root: Root, record: RunRecord, index: Index, train_splits: Sequence[str]) -> TrainingData:
-        """From a run's index, features and truth_features."""
+    def of(
+        cls, root: Root, record: RunRecord, index: Index, train_splits: Sequence[str], layer: str = "pool5"
+    ) -> TrainingData:
+        """From a run's index, features and truth_features, or the stored outputs of a layer for both."""
         ids = index.images_in(train_splits)
         names = tuple(index.class_names())
         objects = objects_of(index, ids, names)
-        entry = dataset_record(record, "truth_features")
+        entry = dataset_record(record, truth_dataset(layer))
         assert entry.manifest is not None
-        manifest = read_manifest(root, "truth_features", entry.method, entry.manifest)
+        manifest = read_manifest(root, truth_dataset(layer), entry.method, entry.manifest)
         truth = list(zip(manifest.table.select(["first_image", "last_image"]).to_pylist(), manifest.keys, strict=True))
         shards = []
-        for shard in sorted(feature_shards(root, record), key=lambda s: s.shard):
+        for shard in sorted(vector_shards(root, record, layer), key=lambda s: s.shard):
             images = tuple(image_id for image_id in ids if shard.first <= image_id <= shard.last)
             if images:
                 keys = tuple(key for r, key in truth if r["first_image"] <= images[-1] and images[0] <= r["last_image"])

@@ -14,7 +14,6 @@ from jobs.boxfile import given_boxes
 from jobs.crews import ActorCrew, Crew, TaskCrew
 from jobs.execution import Resources
 from jobs.extract import ActorSettings, ExtractShard, LoadedBody, file_metadata, vector_length
-from jobs.imagefile import ImageFile
 from jobs.index import Index
 from jobs.materialise import MaterialiseShard, materialise_shard
 from jobs.propose import ProposeShard, propose_shard
@@ -22,6 +21,7 @@ from jobs.shardloop import Work
 from jobs.shards import Survey
 from jobs.stages import Invocation
 from jobs.trial import Trial
+from jobs.upstream import image_files
 from jobs.versions import PRODUCER
 from storage.commits import CommitName, winners
 from storage.shards import Shard
@@ -35,8 +35,7 @@ def works_of(invocation: Invocation, index: Index, body: LoadedBody | None, foun
     config, dataset, root = invocation.config, found.dataset, invocation.root
     if not found.todo:
         return
-    columns = index.images.select(["image_id", "uri", "digest", "height", "width"]).to_pydict()
-    files = {i: ImageFile(i, u, d, (h, w)) for i, u, d, h, w in zip(*columns.values(), strict=True)}
+    files = image_files(index)
     given = None
     if dataset.name == "proposals" and config.proposals.method == "file":
         given = given_boxes(config.proposals, config.dataset.storage_options, list(files.values()))

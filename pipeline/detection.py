@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from pipeline.box_regression import Regressor, decode
 from pipeline.boxes import Boxes, area, clip
+from pipeline.head import Embedder
 from pipeline.nms import nms
-from pipeline.scoring import LinearScorer
+from pipeline.phases import PhaseClock
+from pipeline.scoring import LinearScorer, Probabilities
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,23 @@ class Detector:
 
     Parameters
     ----------
-    scorer : the SVMs' scores, K of them.
+    scorer : the SVMs' scores, K of them; or what makes scores of the head's probabilities.
     regressors : class number to its regressor; boxes of other classes stay as proposed.
     regression_scale : what features are multiplied by for the regressors.
+    embedder : what makes of a pooled vector that which is scored; None: it is scored itself. Boxes are always regressed
+        from pooled vectors.
     """
 
     def __init__(
-        self, scorer: LinearScorer, regressors: Mapping[int, Regressor], regression_scale: float, rules: DetectionRules
+        self,
+        scorer: LinearScorer | Probabilities,
+        regressors: Mapping[int, Regressor],
+        regression_scale: float,
+        rules: DetectionRules,
+        embedder: Embedder | None = None,
     ) -> None:
         self._scorer = scorer
+        self._embedder = embedder
         self._rules = rules
         self._regressors = regressors
         self._columns = {number: slice(4 * i, 4 * i + 4) for i, number in enumerate(regressors)}
@@ -59,18 +69,52 @@ class Detector:
             biases = np.concatenate([one.bias for one in regressors.values()])
             self._offsets = LinearScorer(weights, biases, regression_scale)
 
-    def __call__(self, boxes: Boxes, parts: Sequence[NDArray[np.float16]], height: int, width: int) -> Found:
-        """Detect among proposals (N, 4) whose vectors are ``parts``, one after another, in an image of this size."""
+    def __call__(
+        self,
+        boxes: Boxes,
+        parts: Sequence[NDArray[np.float16]],
+        height: int,
+        width: int,
+        clock: PhaseClock | None = None,
+    ) -> Found:
+        """Detect among proposals (N, 4) whose vectors are ``parts``, one after another, in an image of this size.
+
+        ``clock`` counts the seconds of the phases ``fc``, ``svm``, ``nms`` and ``bbox``.
+        """
+        clock = clock or PhaseClock()
         none = np.zeros((0, self._scorer.classes), np.float32)
-        scores = np.concatenate([none, *(self._scorer(part) for part in parts)])
-        kept = {number: self._best(boxes, scores[:, number]) for number in range(scores.shape[1])}
-        whitened, place = self._regressed(parts, kept)
+        scores = np.concatenate([none, *(self._scores(part, clock) for part in parts)])
+        with clock.phase("nms"):
+            kept = {number: self._best(boxes, scores[:, number]) for number in range(scores.shape[1])}
+        with clock.phase("bbox"):
+            whitened, place = self._regressed(parts, kept)
+            return self._found(boxes, scores, kept, whitened, place, (height, width))
+
+    def _scores(self, vectors: NDArray[np.float16], clock: PhaseClock) -> NDArray[np.float32]:
+        if self._embedder is None:
+            with clock.phase("svm"):
+                return self._scorer(vectors)
+        with clock.phase("fc"):
+            outputs = self._embedder(vectors)
+        with clock.phase("svm"):
+            return self._scorer(outputs)
+
+    def _found(
+        self,
+        boxes: Boxes,
+        scores: NDArray[np.float32],
+        kept: Mapping[int, NDArray[np.int64]],
+        whitened: NDArray[np.float32],
+        place: NDArray[np.intp],
+        height_width: tuple[int, int],
+    ) -> Found:
+        """The kept windows of every class; where it has a regressor, moved and suppressed once more."""
         classes, values, found = [], [], []
         for number, rows in kept.items():
             mine, own = scores[rows, number], boxes[rows]
             if number in self._columns and len(rows):
                 offsets = whitened[place[rows], self._columns[number]].astype(np.float64)
-                own = clip(decode(own, self._regressors[number].unwhiten(offsets)), height, width)
+                own = clip(decode(own, self._regressors[number].unwhiten(offsets)), *height_width)
                 inside = np.flatnonzero(area(own) > 0)  # one that was moved out of the image shows nothing
                 again = inside[nms(own[inside], mine[inside], self._rules.nms_overlap)]
                 mine, own = mine[again], own[again]

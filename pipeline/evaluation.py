@@ -49,6 +49,22 @@ class Detections:
 
 
 @dataclass(frozen=True)
+class MatchedClass:
+    """The N detections of one class, best score first, each compared with the objects in its image.
+
+    ``scores`` (N,) and ``images`` (N,), ids as given, say which detection stands where. ``is_true`` (N,) marks
+    true positives, ``on_difficult`` (N,) detections that do not count; every other one is a false positive.
+    ``positives`` (P,) holds the image of each object that is not difficult.
+    """
+
+    scores: NDArray[np.floating]
+    images: NDArray[Any]
+    is_true: NDArray[np.bool_]
+    on_difficult: NDArray[np.bool_]
+    positives: NDArray[Any]
+
+
+@dataclass(frozen=True)
 class ClassResult:
     """What is measured of one class.
 
@@ -89,6 +105,13 @@ def evaluate_class(
     Raises ValueError for arrays whose shapes disagree, image ids that are numbers on one side and strings on the
     other, a score that is NaN, a corner that is not finite, or an overlap that is not above 0 and at most 1.
     """
+    return measure(match_class(truth, detections, overlap=overlap, strict=strict), thresholds)
+
+
+def match_class(
+    truth: GroundTruth, detections: Detections, *, overlap: float = OVERLAP, strict: bool = False
+) -> MatchedClass:
+    """Which detections of one class are right: the first half of ``evaluate_class``, with its rules and errors."""
     if not 0 < overlap <= 1:
         raise ValueError(f"overlap is the IoU of a true positive, above 0 and at most 1, not {overlap}")
     truth, detections = _checked_truth(truth), _checked_detections(detections)
@@ -102,22 +125,33 @@ def evaluate_class(
     first_hits = hits[np.unique(found[hits], return_index=True)[1]]
     is_true = np.zeros(len(order), bool)
     is_true[first_hits] = True
-
-    positives = int(np.count_nonzero(~truth.difficult))
-    true = np.cumsum(is_true)
-    counted = np.cumsum(~hits_difficult)
-    precision = true / np.maximum(counted, 1)  # 0 instead of the devkit's 0/0 before the first that counts
-    ceiling = np.maximum.accumulate(precision[::-1])[::-1]  # the best precision at this recall or a higher one
-    return ClassResult(
+    return MatchedClass(
         scores=detections.scores[order],
+        images=detections.images[order],
+        is_true=is_true,
+        on_difficult=hits_difficult,
+        positives=truth.images[~truth.difficult],
+    )
+
+
+def measure(matched: MatchedClass, thresholds: Thresholds = "exact") -> ClassResult:
+    """Recall, precision and average precision of one class: the second half of ``evaluate_class``."""
+    positives = len(matched.positives)
+    is_true = matched.is_true
+    true = np.cumsum(is_true, dtype=np.int64)
+    counted = np.cumsum(~matched.on_difficult)
+    precision = true / np.maximum(counted, 1)  # 0 instead of the devkit's 0/0 before the first that counts
+    ceiling = best_precision(precision)
+    return ClassResult(
+        scores=matched.scores,
         recall=true / max(positives, 1),
         precision=precision,
-        ap_11=_eleven_point(true, ceiling, positives, thresholds) if positives else None,
+        ap_11=float(eleven_point(true, ceiling, positives, thresholds)) if positives else None,
         # each true positive raises the recall by 1 / positives
         ap_area=float(ceiling[is_true].sum() / positives) if positives else None,
         n_positive=positives,
-        n_detections=len(order),
-        true_positives=len(first_hits),
+        n_detections=len(is_true),
+        true_positives=int(np.count_nonzero(is_true)),
     )
 
 
@@ -138,6 +172,32 @@ def evaluate_classes(
     ``class_names``, in that order, and leaves out all others; by default those that occur, sorted. Image ids are
     compared once for all classes. Raises ValueError as ``evaluate_class`` does.
     """
+    matched = match_classes(
+        truth,
+        truth_classes,
+        detections,
+        detection_classes,
+        class_names=class_names,
+        overlap=overlap,
+        strict=strict,
+    )
+    return {name: measure(one, thresholds) for name, one in matched.items()}
+
+
+def match_classes(
+    truth: GroundTruth,
+    truth_classes: NDArray[Any],
+    detections: Detections,
+    detection_classes: NDArray[Any],
+    *,
+    class_names: Sequence[str] | None = None,
+    overlap: float = OVERLAP,
+    strict: bool = False,
+) -> dict[str, MatchedClass]:
+    """``match_class`` of every class, by name, from the arguments of ``evaluate_classes``.
+
+    Image ids that are whole numbers come back as they were given, strings as their numbers in sorted order.
+    """
     truth, detections = _checked_truth(truth), _checked_detections(detections)
     _check_length("truth_classes", truth_classes, len(truth.boxes))
     _check_length("detection_classes", detection_classes, len(detections.boxes))
@@ -146,25 +206,48 @@ def evaluate_classes(
     number = {name: i for i, name in enumerate(names.tolist())}
     truth_rows, rows = _rows_of(truth_codes, len(names)), _rows_of(codes, len(names))
     nothing = np.empty(0, np.intp)
-    results = {}
+    matched = {}
     for name in sorted(number) if class_names is None else class_names:
         of_truth, of_detections = nothing, nothing
         if name in number:
             of_truth, of_detections = truth_rows[number[name]], rows[number[name]]
-        results[name] = evaluate_class(
+        matched[name] = match_class(
             GroundTruth(truth_images[of_truth], truth.boxes[of_truth], truth.difficult[of_truth]),
             Detections(images[of_detections], detections.scores[of_detections], detections.boxes[of_detections]),
             overlap=overlap,
             strict=strict,
-            thresholds=thresholds,
         )
-    return results
+    return matched
 
 
 def mean_ap(average_precisions: Iterable[float | None]) -> float | None:
     """The mean over the classes that have positives; None if none has."""
     values = [value for value in average_precisions if value is not None]
     return float(np.mean(values)) if values else None
+
+
+def best_precision(precision: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The best precision (N, ...) at the recall of each detection or a higher one, best score first along axis 0."""
+    return np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def eleven_point(
+    true: NDArray[np.int64], ceiling: NDArray[np.float64], positives: int | NDArray[np.int64], thresholds: Thresholds
+) -> NDArray[np.float64]:
+    """The mean of the ``ceiling`` where recall first reaches each threshold; 0 where it never does.
+
+    ``true`` (N, ...) counts the true positives up to each detection, ``ceiling`` (N, ...) is ``best_precision``;
+    axes after the first are measured one by one, and ``positives``, at least 1, and the result have their shape.
+    """
+    if thresholds == "exact":
+        below = (10 * true < k * np.asarray(positives) for k in range(11))  # recall < k/10 in whole numbers
+    elif thresholds == "arange":
+        below = (true / positives < recall for recall in np.arange(0.0, 1.1, 0.1))
+    else:
+        raise ValueError(f"thresholds must be 'exact' or 'arange', not {thresholds!r}")
+    reached = np.stack([np.count_nonzero(part, axis=0) for part in below])
+    never = np.zeros((1, *ceiling.shape[1:]))
+    return np.take_along_axis(np.concatenate([ceiling, never]), reached, axis=0).sum(axis=0) / 11
 
 
 def _checked_truth(truth: GroundTruth) -> GroundTruth:
@@ -271,16 +354,3 @@ def _shared_and_union(
     shared = np.maximum(high - low, 0).prod(axis=1)
     areas = [np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1) for boxes in (a, b)]
     return shared, areas[0] + areas[1] - shared
-
-
-def _eleven_point(
-    true: NDArray[np.int64], ceiling: NDArray[np.float64], positives: int, thresholds: Thresholds
-) -> float:
-    """The mean of the ``ceiling`` where recall first reaches each threshold; 0 where it never does."""
-    if thresholds == "exact":
-        reached = np.searchsorted(10 * true, positives * np.arange(11))  # recall >= k/10 in whole numbers
-    elif thresholds == "arange":
-        reached = np.searchsorted(true / positives, np.arange(0.0, 1.1, 0.1))
-    else:
-        raise ValueError(f"thresholds must be 'exact' or 'arange', not {thresholds!r}")
-    return float(np.append(ceiling, 0.0)[reached].sum() / 11)

@@ -60,13 +60,20 @@ class RegionExtractor:
         """Length of a vector."""
         return self.body.spec.channels * pyramid.bin_count(self.levels)
 
-    def windows(self, boxes: Boxes, height: int, width: int) -> tuple[NDArray[np.int32], Windows]:
+    def scales_of(self, height: int, width: int) -> tuple[int, ...]:
+        """The scales at which an image of this size is taken, ascending."""
+        return fitting_scales(height, width, self.scales, self.max_scaled_pixels)
+
+    def windows(
+        self, boxes: Boxes, height: int, width: int, scales: NDArray[np.int32] | None = None
+    ) -> tuple[NDArray[np.int32], Windows]:
         """Scale and window of every box of a ``height`` x ``width`` image.
 
+        ``scales`` (N,), of ``scales_of``, may be given; else each box is taken at the one that the rule finds best.
         Raises ImageError for an image whose map has more than 32,767 cells along a side.
         """
-        fitting = fitting_scales(height, width, self.scales, self.max_scaled_pixels)
-        scales = choose_scales(boxes, height, width, fitting, self.scale_rule)
+        if scales is None:
+            scales = choose_scales(boxes, height, width, self.scales_of(height, width), self.scale_rule)
         windows = np.empty((len(boxes), 4), np.int16)
         for scale in np.unique(scales):
             chosen = scales == scale
@@ -78,15 +85,21 @@ class RegionExtractor:
             )
         return scales, windows
 
-    def __call__(self, image: RGB, boxes: Boxes, out: NDArray[np.float16] | None = None) -> RegionFeatures:
-        """Features of ``boxes`` (N, 4) on ``image``.
+    def __call__(
+        self,
+        image: RGB,
+        boxes: Boxes,
+        out: NDArray[np.float16] | None = None,
+        scales: NDArray[np.int32] | None = None,
+    ) -> RegionFeatures:
+        """Features of ``boxes`` (N, 4) on ``image``, at the best scales or at those given, as for ``windows``.
 
         ``out``: a float16 buffer of at least (N, dim) to write to; ``vectors`` is then a view of it. A fresh buffer
         costs more than the pooling, since the system has to hand out its pages.
 
         Raises BodyError if the map is not finite in float16, and what ``windows`` raises.
         """
-        scales, windows = self.windows(boxes, image.shape[0], image.shape[1])
+        scales, windows = self.windows(boxes, image.shape[0], image.shape[1], scales)
         vectors = np.empty((len(boxes), self.dim), np.float16) if out is None else out[: len(boxes)]
         for scale in np.unique(scales):
             rows = np.flatnonzero(scales == scale)

@@ -60,6 +60,33 @@ def negatives(overlaps: NDArray[np.float32], below: float = NEGATIVE_BELOW) -> M
     return overlaps < np.float32(below)
 
 
+def finetune_labels(
+    boxes: Boxes,
+    truth: Boxes,
+    truth_class: Classes,
+    difficult: Mask,
+    foreground: float = 0.5,
+    background: tuple[float, float] = (0.1, 0.5),
+) -> NDArray[np.int64]:
+    """What each window is to the head: 1 + its class, 0 for the background, -1 for neither. int64 (N,).
+
+    A window of ``boxes`` (N, 4) is foreground, of the class of the object that it overlaps most (the first of equals),
+    from an IoU of ``foreground`` on; background if that IoU is in ``background``, its end left out (paper 4.2;
+    spp_finetune_voc.m:48-53, 272-293). One that overlaps a difficult object most is no foreground. ``truth`` (M, 4),
+    ``truth_class`` and ``difficult`` (M,) are all objects of the image.
+    """
+    if not len(truth):
+        return np.full(len(boxes), 0 if background[0] <= 0 else -1, np.int64)
+    overlaps = iou(boxes, truth)
+    best = overlaps.argmax(axis=1)
+    most = overlaps[np.arange(len(boxes)), best]
+    labels = np.full(len(boxes), -1, np.int64)
+    labels[(most >= np.float32(background[0])) & (most < np.float32(background[1]))] = 0
+    known = (most >= np.float32(foreground)) & ~np.asarray(difficult, bool)[best]
+    labels[known] = 1 + np.asarray(truth_class)[best[known]]
+    return labels
+
+
 def dedupe_negatives(boxes: Boxes, negative: Mask, above: float = SAME_ABOVE) -> Mask:
     """``negative``, bool (N, classes), without those that overlap an earlier remaining negative of the class too much.
 

@@ -35,8 +35,8 @@ class LinearScorer:
         """K."""
         return len(self._biases)
 
-    def __call__(self, vectors: NDArray[np.float16]) -> NDArray[np.float32]:
-        """Scores float32 (N, K) of float16 vectors (N, dim). Each row's depend on that row alone.
+    def __call__(self, vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Scores float32 (N, K) of vectors (N, dim), in float16 or rounded to it. Each row's depend on that row alone.
 
         Raises ValueError for vectors of another length than the weights.
         """
@@ -56,6 +56,17 @@ class LinearScorer:
             # always a whole block: another number of rows may be summed in another order
             target[start : start + _BLOCK] = torch.mm(block, self._weights)[: len(part)]
         return scores[:, : self.classes] + self._biases
+
+
+class Probabilities:
+    """The head's probabilities as scores of K classes: what is left of them without the background's, the first."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+
+    def __call__(self, probabilities: NDArray[np.floating]) -> NDArray[np.float32]:
+        """(N, K) of (N, 1 + K)."""
+        return np.asarray(probabilities[:, 1:], np.float32)
 
 
 def mean_norm(vectors: NDArray[np.float16]) -> float:

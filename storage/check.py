@@ -13,9 +13,15 @@ from storage.commits import Commit, commit_key, data_key, read_commits
 from storage.manifest import manifest_key, read_manifest
 from storage.root import Root, StorageError
 from storage.runs import RunRecord
-from storage.schemas import BY_CLASS, ONE_GROUP
+from storage.schemas import ONE_GROUP, unit_column
 
 _CHUNK = 16 * 1024 * 1024
+_UNIT_NAMES = {
+    "image_id": ("image", "images"),
+    "class_name": ("class", "classes"),
+    "name": ("tensor", "tensors"),
+    "phase": ("phase", "phases"),
+}
 
 
 def check_dataset(root: Root, record: RunRecord, dataset: str) -> Iterator[str]:
@@ -50,7 +56,7 @@ def check_dataset(root: Root, record: RunRecord, dataset: str) -> Iterator[str]:
             continue
         seen.update([*commit.images, *(row.image_id for row in commit.failed), *commit.skipped])
         yield from _check_file(root, commit)
-    unit = "class" if dataset in BY_CLASS else "image"
+    unit, _ = _UNIT_NAMES[unit_column(dataset)]
     yield from (f"{dataset}: {unit} {name!r} stands in {n} shards" for name, n in seen.items() if n > 1)
     if dataset in ("proposals", "features", "windows", "maps"):
         expected = _indexed_images(root, record)
@@ -72,7 +78,7 @@ def _check_file(root: Root, commit: Commit) -> Iterator[str]:
     if _sha256(root, key) != commit.sha256:
         yield f"{key}: its SHA-256 is not the one in its commit"
         return
-    name = "class_name" if commit.dataset in BY_CLASS else "image_id"
+    name = unit_column(commit.dataset)
     with root.open(key) as stream, pq.ParquetFile(stream) as parquet:
         rows: Counter[str] = Counter()
         for group in range(parquet.num_row_groups):
@@ -81,7 +87,7 @@ def _check_file(root: Root, commit: Commit) -> Iterator[str]:
                 yield f"{key}: row group {group} holds {len(values)} images"
             rows.update({value["values"]: value["counts"] for value in values})
     if dict(rows) != {i: n for i, n in commit.images.items() if n}:
-        yield f"{key}: the rows of its {'classes' if name == 'class_name' else 'images'} are not those of its commit"
+        yield f"{key}: the rows of its {_UNIT_NAMES[name][1]} are not those of its commit"
 
 
 def _sha256(root: Root, key: str) -> str:

@@ -15,6 +15,11 @@ _STAGE = {
     "images": "index",
     "objects": "index",
     "proposals": "propose",
+    "training_windows": "finetune",
+    "head": "finetune",
+    "training_curve": "finetune",
+    "embeddings": "embed",
+    "truth_embeddings": "embed",
     "svms": "train-svm",
     "regressors": "train-bbox",
     "detections": "detect",
@@ -29,7 +34,9 @@ class DatasetRecord(BaseModel):
 
     ``bytes_per_image`` is what its shards were cut by; with the images dataset it tells which shards there should be.
     ``partial``: it leaves out images on purpose (``detect.source: stream``). ``quality``, of proposals: ``splits`` to
-    recall and MABO, measured with the manifest ``objects``; of metrics: the mean APs and a row per class.
+    recall and MABO, measured with the manifest ``objects``; of metrics: the mean APs and a row per class;
+    of the detections of a combination: the ``runs`` it was made from and their ``nms_overlap``.
+    ``classifier``, of truth_features: digest of the fully connected layers that came with the body's weights.
     """
 
     stage: str
@@ -44,6 +51,7 @@ class DatasetRecord(BaseModel):
     partial: bool = False
     seconds: dict[str, float] = Field(default_factory=dict)
     quality: dict[str, Any] = Field(default_factory=dict)
+    classifier: str = ""
 
 
 class RunRecord(BaseModel):

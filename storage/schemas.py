@@ -26,17 +26,33 @@ WEIGHT_COLUMN = "weight"
 BULK_COLUMNS = (VECTOR_COLUMN, MAP_COLUMN, WEIGHT_COLUMN)
 """Long lists of numbers, nearly all of a file's bytes: no dictionary, no statistics."""
 
-ONE_GROUP = ("images", "objects", "svms", "regressors", "detections", "metrics")
+ONE_GROUP = ("images", "objects", "training_curve", "svms", "regressors", "detections", "metrics")
 """Datasets of small rows: a shard is one row group. In all others no row group holds rows of two images."""
 
-BY_CLASS = ("svms", "regressors", "metrics")
-"""Datasets whose rows, and what their commits count, are classes, not images."""
+_UNITS = {
+    "head": "name",
+    "checkpoints": "name",
+    "training_curve": "phase",
+    "svms": "class_name",
+    "regressors": "class_name",
+    "metrics": "class_name",
+}
+"""Datasets whose rows, and what their commits count, are not of images: the column that says what they are of."""
 
 _OBJECT = {"object_id": pa.int32(), "class_name": pa.string()}
 
 _WINDOW_ROW = {
     "image_id": pa.string(),
     "proposal_id": pa.int32(),
+    "box": BOX,
+    "scale": pa.int32(),
+    "window": WINDOW,
+}
+
+_TRUTH_ROW = {
+    "image_id": pa.string(),
+    **_OBJECT,
+    "difficult": pa.bool_(),
     "box": BOX,
     "scale": pa.int32(),
     "window": WINDOW,
@@ -67,6 +83,8 @@ _FIT = pa.struct(
 )
 """One fit of a class's SVM: its examples, and the parts of its objective after it."""
 
+_TENSOR_ROW = {"name": pa.string(), "shape": _list(pa.int32()), WEIGHT_COLUMN: _list(pa.float32())}
+
 _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "images": {
         "image_id": pa.string(),
@@ -96,14 +114,28 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "channels": pa.int32(),
         MAP_COLUMN: pa.list_(pa.field("element", pa.float16(), nullable=False)),
     },
-    "truth_features": {
+    "truth_features": _TRUTH_ROW,
+    "training_windows": {
         "image_id": pa.string(),
-        **_OBJECT,
-        "difficult": pa.bool_(),
+        "window_id": pa.int32(),
+        "class_name": pa.string(),
+        "flipped": pa.bool_(),
         "box": BOX,
         "scale": pa.int32(),
         "window": WINDOW,
     },
+    "head": _TENSOR_ROW,
+    "checkpoints": _TENSOR_ROW,
+    "training_curve": {
+        "phase": pa.string(),
+        "iteration": pa.int32(),
+        "learning_rate": pa.float64(),
+        "loss": pa.float64(),
+        "held_out_loss": pa.float64(),
+        "held_out_accuracy": pa.float64(),
+    },
+    "embeddings": _WINDOW_ROW,
+    "truth_embeddings": _TRUTH_ROW,
     "svms": {
         "class_name": pa.string(),
         "bias": pa.float64(),
@@ -141,14 +173,28 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
     },
 }
 
-_NULLABLE = {("proposals", "strategy"), ("proposals", "level"), ("metrics", "ap_11"), ("metrics", "ap_area")}
-"""Not every search has strategies and levels; without an object of the class there is no average precision."""
+_NULLABLE = {
+    ("proposals", "strategy"),
+    ("proposals", "level"),
+    ("training_windows", "class_name"),
+    ("training_curve", "held_out_loss"),
+    ("training_curve", "held_out_accuracy"),
+    ("metrics", "ap_11"),
+    ("metrics", "ap_area"),
+}
+"""Not every search has strategies and levels; the background is of no class; not every training holds windows out;
+without an object of the class there is no average precision."""
 
 _WEIGHTS = {"svms": 1, "regressors": 4}
 """Vectors of weights in a row of these datasets."""
 
 DATASETS = tuple(_COLUMNS)
 """Names of the datasets, in the order in which they come to be."""
+
+
+def unit_column(dataset: str) -> str:
+    """The column that names what a dataset's rows are of, and what its commits count: most often the image."""
+    return _UNITS.get(dataset, "image_id")
 
 
 def schema(dataset: str, dim: int | None = None, metadata: Mapping[str, str] | None = None) -> pa.Schema:

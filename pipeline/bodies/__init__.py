@@ -7,7 +7,7 @@ from pipeline.bodies.resnet import RESNET50
 from pipeline.bodies.squeezenet import SQUEEZENET1_1
 from pipeline.bodies.timm_body import PREFIX, timm_spec
 from pipeline.bodies.vgg import VGG16
-from pipeline.bodies.weights import WeightsError, load_state
+from pipeline.bodies.weights import WeightsError, load_classifier, load_state
 from pipeline.bodies.zf5 import ZF5
 
 BODIES: dict[str, BodySpec] = {
@@ -35,6 +35,7 @@ __all__ = [
     "UnsuitableBodyError",
     "WeightsError",
     "body_spec",
+    "load_classifier",
     "load_state",
     "weights_digest",
 ]

@@ -55,4 +55,5 @@ ALEXNET = BodySpec(
     std=IMAGENET_STD,
     build=AlexNetBody,
     published=_published,
+    classifier=("classifier.1", "classifier.4", "classifier.6"),
 )

@@ -37,7 +37,8 @@ class BodySpec:
     of the network's input; ``mean`` and ``std`` are in that order, in units of 0..255. The preprocessed image is
     zero-padded right and below to a multiple of ``pad_to``, and to ``least`` pixels. ``build`` makes the network, its
     weights random; ``published`` returns the state of the weights that stand behind ``weights: default``, or raises
-    WeightsError. ``fuse`` readies a loaded network for inference.
+    WeightsError. ``fuse`` readies a loaded network for inference. ``input_size``: the sides, in pixels, of what a whole
+    classifier takes; only ``pipeline.warping`` asks for it, since a body takes every size.
     """
 
     name: str
@@ -51,6 +52,8 @@ class BodySpec:
     pad_to: int = 1
     least: int = 1
     fuse: Callable[[nn.Module], nn.Module] = lambda network: network
+    classifier: tuple[str, str, str] | None = None
+    input_size: int = 224
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -110,14 +113,18 @@ class Body:
 
     @torch.inference_mode()
     def preprocess(self, resized: RGB) -> torch.Tensor:
-        """A uint8 RGB image as the network's input: its colour order, normalised, zero-padded; float32 (1, 3, h, w)."""
-        pixels = torch.from_numpy(np.ascontiguousarray(resized)).to(self.device)
+        """Uint8 RGB as the network's input: its colour order, normalised, zero-padded; float32 (B, 3, h, w).
+
+        ``resized``: one image (H, W, 3), which gives a batch of one, or B images of the same size (B, H, W, 3).
+        """
+        height, width = resized.shape[-3:-1]
+        pixels = torch.from_numpy(np.ascontiguousarray(resized)).to(self.device).view(-1, height, width, 3)
         if self.spec.colour_order == "BGR":
-            pixels = pixels.flip(2)
-        batch = pixels.permute(2, 0, 1)[None].float()  # (1, 3, H, W), channels last
+            pixels = pixels.flip(3)
+        batch = pixels.permute(0, 3, 1, 2).float()  # (B, 3, H, W), channels last
         batch = batch.sub_(self._mean).div_(self._std)
-        bottom = self.spec.padded_length(resized.shape[0]) - resized.shape[0]
-        right = self.spec.padded_length(resized.shape[1]) - resized.shape[1]
+        bottom = self.spec.padded_length(height) - height
+        right = self.spec.padded_length(width) - width
         if bottom or right:
             batch = nn.functional.pad(batch, (0, right, 0, bottom))
         return batch.contiguous(memory_format=torch.channels_last)
@@ -125,7 +132,12 @@ class Body:
     @torch.inference_mode()
     def conv_map_of(self, batch: torch.Tensor) -> torch.Tensor:
         """The whole map of one preprocessed image: float32 (channels, height, width)."""
-        return self._network(batch)[0]
+        return self.conv_maps_of(batch)[0]
+
+    @torch.inference_mode()
+    def conv_maps_of(self, batch: torch.Tensor) -> torch.Tensor:
+        """The whole maps of preprocessed images, (B, 3, h, w): float32 (B, channels, height, width)."""
+        return self._network(batch)
 
 
 def fold_norm(module: nn.Module, conv: str, norm: str) -> None:

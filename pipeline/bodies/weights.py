@@ -58,6 +58,24 @@ def load_state(spec: BodySpec, weights: str, seed: int = 0) -> dict[str, torch.T
     return {name: state[name].to(values.dtype) for name, values in wanted.items()}
 
 
+def load_classifier(spec: BodySpec, weights: str) -> dict[str, torch.Tensor] | None:
+    """The fully connected layers that come with a body's weights, named fc6, fc7, fc8; None if there are none.
+
+    ``weights`` as for ``load_state``, which has to succeed for the same before: WeightsError is its affair.
+    """
+    if spec.classifier is None or weights == "random":
+        return None
+    state = spec.published() if weights == "default" else read_state(Path(weights))
+    names = {
+        f"{layer}.{kind}": f"{name}.{kind}"
+        for layer, name in zip(("fc6", "fc7", "fc8"), spec.classifier, strict=True)
+        for kind in ("weight", "bias")
+    }
+    if any(name not in state for name in names.values()):
+        return None
+    return {layer: state[name].float() for layer, name in names.items()}
+
+
 def read_state(path: Path) -> State:
     """A state dict from a ``.safetensors``, ``.pt`` or ``.pth`` file; WeightsError says what is wrong with it."""
     if not path.is_file():

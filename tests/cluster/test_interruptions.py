@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
@@ -37,9 +38,9 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def start(config: Path, root: Path) -> subprocess.Popen[str]:
+def start(config: Path, root: Path, until: str = "extract") -> subprocess.Popen[str]:
     """The command, in a process group of its own."""
-    command = [SPP, "run", "--until=extract", "--config", str(config), "--root", str(root)]
+    command = [SPP, "run", f"--until={until}", "--config", str(config), "--root", str(root)]
     return subprocess.Popen(
         command, cwd=root.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -136,3 +137,42 @@ def test_a_killed_actor_costs_a_shard_not_the_run(config, tmp_path):
     assert "is tried again: its worker died" in output
     assert main(["verify", "--root", str(root)]) == 0
     assert_same_content(root, undisturbed(config, tmp_path / "other"))
+
+
+@pytest.mark.parametrize("kills", [1, 3])
+def test_a_fine_tuning_killed_at_random_steps_ends_with_the_same_weights(config, tmp_path, kills):
+    sections = yaml.safe_load(config.read_text())
+    sections["head"] = {"sizes": [64, 48]}
+    sections["svm"] = {"layer": "ftfc7"}
+    sections["features"]["scales"] = [160]
+    sections["finetune"] = {
+        "windows_per_image": 40,
+        "batch": 32,
+        "learning_rates": [0.01, 0.003],
+        "trial_iterations": 60,
+        "max_iterations": 150,
+        "measure_every": 25,
+    }
+    sections["execution"] |= {"checkpoint_seconds": 0, "train_threads": 1}
+    config.write_text(yaml.safe_dump(sections))
+    root, other = tmp_path / "root", tmp_path / "other"
+    random = np.random.default_rng()
+    seen: set[str] = set()
+    for _ in range(kills):
+        process = start(config, root, until="finetune")
+        wait_until(lambda p=process, old=frozenset(seen): bool(commits(root, "checkpoints") - old) or p.poll() == 0)
+        time.sleep(random.uniform(0, 6))
+        kill_tree(process)
+        seen |= commits(root, "checkpoints")
+        assert commits(root, "checkpoints"), "the training was over before it was killed"
+    process = start(config, root, until="finetune")
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    process = start(config, other, until="finetune")
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    for dataset in ("training_windows", "training_curve", "head"):
+        one, two = (storage.open(str(place), dataset).to_table() for place in (root, other))
+        keys = [k for k in ("image_id", "window_id", "phase", "iteration", "name") if k in one.column_names]
+        assert one.sort_by([(k, "ascending") for k in keys]).equals(two.sort_by([(k, "ascending") for k in keys]))
+    print("killed after", sorted(seen))

@@ -16,6 +16,12 @@ LAYOUT = {
     "windows": "image_id proposal_id box scale window",
     "maps": "image_id scale height width channels map",
     "truth_features": "image_id object_id class_name difficult box scale window feature",
+    "training_windows": "image_id window_id class_name flipped box scale window feature",
+    "head": "name shape weight",
+    "checkpoints": "name shape weight",
+    "training_curve": "phase iteration learning_rate loss held_out_loss held_out_accuracy",
+    "embeddings": "image_id proposal_id box scale window feature",
+    "truth_embeddings": "image_id object_id class_name difficult box scale window feature",
     "svms": "class_name bias feature_scale positives negatives left_out all_negatives violators "
     "objective objective_all passes history weight",
     "regressors": "class_name windows feature_scale ridge bias mean whitening weight",
@@ -24,7 +30,7 @@ LAYOUT = {
 }
 """The columns of every dataset, in order."""
 
-MODELS = ("svms", "regressors", "metrics", "detections")
+MODELS = ("head", "checkpoints", "training_curve", "svms", "regressors", "metrics", "detections")
 """Their columns have types of their own."""
 
 TYPES = {
@@ -48,12 +54,15 @@ TYPES = {
     "window": WINDOW,
     "feature": vector_type(12800),
     "channels": pa.int32(),
+    "window_id": pa.int32(),
+    "flipped": pa.bool_(),
     "map": pa.list_(pa.field("element", pa.float16(), nullable=False)),
 }
 
 
 def layout_of(dataset: str) -> pa.Schema:
-    return schema(dataset, 12800 if {"feature", "weight"} & set(LAYOUT[dataset].split()) else None)
+    sized = "feature" in LAYOUT[dataset].split() or dataset in ("svms", "regressors")
+    return schema(dataset, 12800 if sized else None)
 
 
 @pytest.mark.parametrize("dataset", LAYOUT)
@@ -70,9 +79,17 @@ def test_weights_are_as_long_as_the_vectors():
     assert schema("regressors", 12800).field("weight").type.list_size == 4 * 12800
 
 
-def test_what_can_be_null_is_what_not_every_method_has_and_an_average_precision_without_objects():
+def test_what_can_be_null_is_what_is_not_always_there():
     nullable = [(name, field.name) for name in LAYOUT for field in layout_of(name) if field.nullable]
-    assert nullable == [("proposals", "strategy"), ("proposals", "level"), ("metrics", "ap_11"), ("metrics", "ap_area")]
+    assert nullable == [
+        ("proposals", "strategy"),
+        ("proposals", "level"),
+        ("training_windows", "class_name"),
+        ("training_curve", "held_out_loss"),
+        ("training_curve", "held_out_accuracy"),
+        ("metrics", "ap_11"),
+        ("metrics", "ap_area"),
+    ]
 
 
 def test_the_datasets_are_in_the_order_in_which_they_come_to_be():

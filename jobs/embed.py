@@ -1,0 +1,24 @@
+"""embed: the outputs of a layer of the head, for the windows of the training images.
+
+    spp embed --config configs/raccoon_kangaroo.yaml --root /data/spp --set svm.layer=ftfc7
+
+Two datasets, ``embeddings`` and ``truth_embeddings``, with the columns of ``features`` and ``truth_features``: SVMs are
+trained on them through many passes, for which the head is run once. In detection it is run while scanning. The work is
+in jobs/embedding.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobs.finetune import Layer
+from jobs.reduce import ids_digest, reduce_method, stored_features
+from storage.runs import RunRecord, dataset_record
+
+VERSION = 1
+
+
+def embed_method(layer: Layer, record: RunRecord, image_ids: Sequence[str]) -> str:
+    """The method id of both datasets. Whether the head is fine-tuned its own method tells."""
+    read = [dataset_record(record, "head"), stored_features(record), dataset_record(record, "truth_features")]
+    return reduce_method("embed", VERSION, {"layer": layer.removeprefix("ft")}, read, [ids_digest(image_ids)])

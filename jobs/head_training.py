@@ -1,0 +1,330 @@
+"""What a worker does to train a head: it reads the training windows, goes through the phases, and publishes the head.
+
+Phases, where the learning rate is chosen: a short trial of each rate on the images that are not held out; one training
+at the best rate, which falls whenever the held-out loss stands still; and the final one, from the beginning, on all
+images, through the rates and iterations that were best. Elsewhere only the last.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from jobs.finetune import FinetuneConfig, HeadConfig
+from jobs.reduce import publish_shard
+from jobs.training_data import order_key
+from jobs.versions import PRODUCER
+from pipeline.finetuning import (
+    PAPER,
+    CurvePoint,
+    Diverged,
+    Plateau,
+    Rules,
+    Saved,
+    Step,
+    Trained,
+    TrainingError,
+    Windows,
+    train,
+)
+from pipeline.head import Head, new_head, over_array, pretrained_head
+from pipeline.phases import PhaseClock
+from storage.columns import vectors_of
+from storage.root import Root
+from storage.scan import scan_file
+from storage.schemas import VECTOR_COLUMN, schema
+from storage.tensors import drop_checkpoints, last_checkpoint, save_checkpoint, write_tensors
+
+Tensors = Mapping[str, NDArray[np.float32]]
+
+_RMS_ROWS = 4096
+"""Windows from which the size of a vector's values is learned: the first, so that every worker finds the same."""
+
+FINAL = "final"
+
+
+@dataclass(frozen=True)
+class TrainHead:
+    """All that a worker needs to know. ``keys``: the files of training windows, of ``rows`` rows. ``channels`` and
+    ``levels`` are those of their vectors."""
+
+    root: Root
+    method: str
+    keys: tuple[str, ...]
+    rows: int
+    class_names: tuple[str, ...]
+    channels: int
+    levels: tuple[int, ...]
+    head: HeadConfig
+    config: FinetuneConfig
+    device: str
+    threads: int
+    checkpoint_seconds: float
+    metadata: dict[str, str]
+
+    @property
+    def progress_key(self) -> str:
+        """Where the driver looks for the last point of the curve."""
+        return f"checkpoints/{self.method}/progress.json"
+
+
+def train_head(
+    work: TrainHead,
+    classifier: Tensors | None,
+    rank: int = 0,
+    workers: int = 1,
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+) -> None:
+    """Train and publish the head; one of ``workers`` that do this together trains on its part of the windows."""
+    torch.set_num_threads(work.threads)
+    clock = PhaseClock()
+    with tempfile.TemporaryFile() as spool:
+        with clock.phase("read"):
+            data = _TrainingWindows.read(work, spool, rank, workers)
+        story = _Story(work, classifier, data, rank, workers, wrap)
+        with clock.phase("train"):
+            head = story.tell()
+        if rank == 0:
+            publish_head(work, head, clock.seconds, story.outcomes)
+            drop_checkpoints(work.root, work.method)
+
+
+def publish_head(
+    work: TrainHead, head: Head, seconds: Mapping[str, float], outcomes: Mapping[str, Trained] | None = None
+) -> None:
+    """Write the curve and the head; the head last: with it the stage is done."""
+    rows = [
+        {
+            "phase": phase,
+            "iteration": point.iteration,
+            "learning_rate": point.rate,
+            "loss": point.loss,
+            "held_out_loss": point.held_out_loss,
+            "held_out_accuracy": point.held_out_accuracy,
+        }
+        for phase, trained in (outcomes or {}).items()
+        for point in trained.curve
+    ]
+    table = pa.Table.from_pylist(rows, schema=schema("training_curve", metadata={"method": work.method}))
+    counts = {phase: len(trained.curve) for phase, trained in sorted((outcomes or {}).items())}
+    table = table.sort_by([("phase", "ascending"), ("iteration", "ascending")])
+    root, method = work.root, work.method
+    publish_shard(root, "training_curve", method, method, table, counts, seconds={}, producer=PRODUCER)
+    tensors = {name: values.float().cpu().numpy() for name, values in head.state_dict().items()}
+    write_tensors(root, "head", method, method, tensors, work.metadata, seconds=seconds, producer=PRODUCER)
+
+
+def initial_head(work: TrainHead, classifier: Tensors | None, rms: float) -> Head:
+    """The head that training starts from."""
+    outputs = 1 + len(work.class_names)
+    if classifier is not None:
+        state = {name: over_array(values) for name, values in classifier.items()}
+        return pretrained_head(
+            state, work.channels, work.levels, outputs=outputs, dropout=work.head.dropout, seed=work.head.seed
+        )
+    dim = work.channels * sum(n * n for n in work.levels)
+    return new_head(dim, work.head.sizes, outputs, dropout=work.head.dropout, seed=work.head.seed, rms=rms)
+
+
+@dataclass(frozen=True)
+class _TrainingWindows:
+    """``all`` windows, of which the first are for the choice of a schedule and the others, of held-out images, to
+    measure it; ``rms`` of their values."""
+
+    all: Windows
+    chosen_on: Windows
+    held_out: Windows
+    rms: float
+
+    @classmethod
+    def read(cls, work: TrainHead, spool: Any, rank: int, workers: int) -> _TrainingWindows:
+        """Into a file mapped to memory: the system keeps of it what fits. A worker takes every ``workers``-th row."""
+        dim = work.channels * sum(n * n for n in work.levels)
+        number = {name: i for i, name in enumerate(work.class_names, 1)}
+        count = len(range(rank, work.rows, workers))
+        vectors = np.memmap(spool, np.float16, "w+", shape=(max(count, 1), dim))
+        labels = np.empty(count, np.int64)
+        front, back, seen, squares, measured = 0, count, 0, 0.0, 0
+        for key in work.keys:
+            for table in scan_file(work.root, key, ["image_id", "class_name", VECTOR_COLUMN]):
+                part = vectors_of(table[VECTOR_COLUMN])
+                if measured < _RMS_ROWS:
+                    squares += float(np.square(part.astype(np.float32)).sum(dtype=np.float64))
+                    measured += len(part)
+                mine = np.arange((rank - seen) % workers, len(part), workers)
+                seen += len(part)
+                names = table["class_name"].to_pylist()
+                own = [number[names[row]] if names[row] is not None else 0 for row in mine]
+                if _is_held_out(work.config, table["image_id"][0].as_py()):
+                    back -= len(mine)
+                    place = slice(back, back + len(mine))
+                else:
+                    place = slice(front, front + len(mine))
+                    front += len(mine)
+                vectors[place], labels[place] = part[mine], own
+        rms = math.sqrt(squares / (measured * dim)) if measured else 0.0
+        whole = Windows(vectors[:count], labels)
+        return cls(whole, Windows(vectors[:front], labels[:front]), Windows(vectors[front:count], labels[front:]), rms)
+
+
+def _is_held_out(config: FinetuneConfig, image_id: str) -> bool:
+    """Drawn by a hash: one image more moves no other."""
+    place = int.from_bytes(order_key(config.seed + 1, image_id)[:8], "little") / 2**64
+    return place < config.held_out
+
+
+class _Story:
+    """The phases of a training, in order; ``outcomes`` of those that are through."""
+
+    def __init__(
+        self,
+        work: TrainHead,
+        classifier: Tensors | None,
+        data: _TrainingWindows,
+        rank: int,
+        workers: int,
+        wrap: Callable[[nn.Module], nn.Module],
+    ) -> None:
+        self.outcomes: dict[str, Trained] = {}
+        self._work, self._classifier, self._data = work, classifier, data
+        self._rank, self._workers, self._wrap = rank, workers, wrap
+        self._stored = last_checkpoint(work.root, work.method)
+        self._diverged: set[str] = set()
+        if self._stored is not None:
+            earlier = self._stored[3]["earlier"]
+            self.outcomes = {phase: _trained(values) for phase, values in earlier.items()}
+            self._diverged = set(self._stored[3]["diverged"])
+
+    def tell(self) -> Head:
+        """The trained head."""
+        schedule = self._work.config.schedule
+        if schedule == "paper" or (schedule == "auto" and self._classifier is not None):
+            steps: Sequence[Step] = PAPER
+        elif schedule in ("auto", "plateau"):
+            steps = self._choose()
+        else:
+            assert not isinstance(schedule, str)
+            steps = [Step(rate, iterations) for rate, iterations in schedule]
+        head = self._phase(FINAL, len(self._work.config.learning_rates) + 1, steps, self._data.all, None)
+        assert head is not None
+        return head
+
+    def _choose(self) -> Sequence[Step]:
+        """Rates and iterations that did best on the held-out images."""
+        config, data = self._work.config, self._data
+        losses = {}
+        for number, rate in enumerate(config.learning_rates):
+            phase, steps = f"trial {rate:g}", [Step(rate, config.trial_iterations)]
+            self._phase(phase, number, steps, data.chosen_on, data.held_out, config.trial_iterations)
+            if phase not in self._diverged:
+                losses[rate] = self.outcomes[phase].curve[-1].held_out_loss or 0.0
+        if not losses:
+            raise TrainingError("finetune.learning_rates: the loss was no number at any of them; try lower ones")
+        best = min(losses, key=lambda rate: losses[rate])
+        plateau = Plateau(best, config.max_iterations, patience=config.patience, drops=config.drops)
+        self._phase("plateau", len(config.learning_rates), plateau, data.chosen_on, data.held_out)
+        outcome = self.outcomes["plateau"]
+        return outcome.steps_until(outcome.best().iteration)
+
+    def _phase(
+        self,
+        phase: str,
+        number: int,
+        schedule: Sequence[Step] | Plateau,
+        windows: Windows,
+        held_out: Windows | None,
+        measure_every: int | None = None,
+    ) -> Head | None:
+        """Go through a phase, unless an earlier attempt did: then there is no head of it."""
+        if self._stored is not None and number < self._stored[0]:
+            return None
+        work, config = self._work, self._work.config
+        head = initial_head(work, self._classifier, self._data.rms)
+        rules = Rules(
+            config.batch,
+            config.foreground,
+            config.momentum,
+            config.weight_decay,
+            measure_every or config.measure_every,
+            config.seed,
+        )
+        try:
+            self.outcomes[phase] = train(
+                head,
+                windows,
+                schedule,
+                rules,
+                held_out=held_out,
+                checkpoints=_PhaseCheckpoints(self, number),
+                wrap=self._wrap,
+                rank=self._rank,
+                workers=self._workers,
+                device=work.device,
+                watch=lambda point: self._tell_driver(phase, point),
+            )
+        except Diverged:
+            if not phase.startswith("trial"):
+                raise
+            self._diverged.add(phase)
+            self.outcomes[phase] = Trained()
+        return head
+
+    def _tell_driver(self, phase: str, point: CurvePoint) -> None:
+        if self._rank == 0:
+            text = json.dumps({"phase": phase, **asdict(point)})
+            self._work.root.write(self._work.progress_key, text.encode())
+
+    def stored(self, number: int) -> Saved | None:
+        """The last checkpoint, if it is of this phase."""
+        if self._stored is None or self._stored[0] != number:
+            return None
+        _, iteration, tensors, progress = self._stored
+        return Saved(iteration, {name: over_array(v) for name, v in tensors.items()}, progress["current"])
+
+    def store(self, number: int, saved: Saved) -> None:
+        """Publish a checkpoint; of several workers the first does."""
+        progress = {
+            "earlier": {phase: asdict(trained) for phase, trained in self.outcomes.items()},
+            "diverged": sorted(self._diverged),
+            "current": saved.progress,
+        }
+        tensors = {name: values.numpy() for name, values in saved.tensors.items()}
+        save_checkpoint(self._work.root, self._work.method, number, saved.iteration, tensors, progress, PRODUCER)
+
+    @property
+    def saves_every(self) -> float:
+        """Seconds; of all workers but the first: never."""
+        return self._work.checkpoint_seconds if self._rank == 0 else math.inf
+
+
+class _PhaseCheckpoints:
+    """The checkpoints of one phase, as the training asks for them."""
+
+    def __init__(self, story: _Story, number: int) -> None:
+        self._story, self._number = story, number
+        self._saved = time.monotonic()
+
+    def last(self) -> Saved | None:
+        return self._story.stored(self._number)
+
+    def due(self) -> bool:
+        return time.monotonic() - self._saved >= self._story.saves_every
+
+    def save(self, saved: Callable[[], Saved]) -> None:
+        self._story.store(self._number, saved())
+        self._saved = time.monotonic()
+
+
+def _trained(values: Mapping[str, Any]) -> Trained:
+    return Trained([CurvePoint(**point) for point in values["curve"]], [Step(**step) for step in values["steps"]])

@@ -1,0 +1,311 @@
+"""Fine-tuning, layers and the softmax detector on embedded Ray: what is drawn, what follows, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+import storage
+from pipeline.bodies import Body, body_spec, load_state
+from pipeline.boxes import iou
+from pipeline.extraction import RegionExtractor
+from pipeline.head import Embedder, head_of, over_array
+from pipeline.images import decode_image
+from storage.columns import boxes_of, vectors_of
+from storage.tensors import read_tensors
+from tests.integration.conftest import Project
+from tests.voc_folder import small_data_set
+
+SCALES = (128, 160)
+
+
+def table(project: Project, dataset: str, run: str = "small") -> pa.Table:
+    found = storage.open(str(project.root), dataset, run).to_table()
+    known = ("phase", "iteration", "image_id", "window_id", "proposal_id", "object_id", "class_name", "score")
+    return found.sort_by([(key, "ascending") for key in known if key in found.column_names])
+
+
+def tensors(project: Project, run: str = "small") -> dict[str, np.ndarray]:
+    root = storage.open_root(str(project.root))
+    entry = storage.read_run(root, run).datasets["head"]
+    (key,) = storage.manifest.read_manifest(root, "head", entry.method, entry.manifest).keys
+    return read_tensors(root, key)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Project:
+    """A finished run on ftfc7, which tests read or add runs to."""
+    folder = tmp_path_factory.mktemp("tuned")
+    data = small_data_set(folder / "data", 14, 8)
+    config = folder / "small.yaml"
+    sections = {
+        "dataset": {"path": str(folder / "data")},
+        "proposals": {"max_per_image": 60, "min_side": 10},
+        "features": {"body": "alexnet", "weights": "random", "scales": list(SCALES), "store": "maps"},
+        "head": {"sizes": [48, 32]},
+        "finetune": {"windows_per_image": 40, "batch": 32, "schedule": [[0.003, 100], [0.0003, 20]]},
+        "svm": {"layer": "ftfc7"},
+        "execution": {"progress_seconds": 1, "backoff": 0.1, "checkpoint_seconds": 0.2},
+    }
+    config.write_text(yaml.safe_dump(sections))
+    project = Project(data, config, folder / "root")
+    assert project.spp("run") == 0
+    return project
+
+
+def test_the_training_windows_are_labelled_scaled_and_mirrored_as_configured(tuned):
+    windows, objects = table(tuned, "training_windows"), table(tuned, "objects")
+    names = windows["class_name"].to_pylist()
+    ids = np.array(windows["image_id"].to_pylist())
+    boxes = boxes_of(windows["box"])
+    for image_id in np.unique(ids):
+        own = objects.filter(pa.compute.equal(objects["image_id"], image_id))
+        truth, classes = boxes_of(own["box"]), own["class_name"].to_pylist()
+        for row in np.flatnonzero(ids == image_id):
+            overlaps = iou(boxes[row : row + 1], truth)[0]
+            if names[row] is None:
+                assert 0.1 <= overlaps.max() < 0.5
+            else:
+                assert overlaps.max() >= 0.5
+                assert classes[overlaps.argmax()] == names[row]
+    foreground = np.array([name is not None for name in names])
+    count = Counter(ids[foreground].tolist())
+    assert set(count.values()) == {10}  # a quarter of 40
+    assert (ids == ids[0]).sum() <= 40
+    assert windows["flipped"].to_numpy().mean() == pytest.approx(0.5, abs=0.08)
+    assert (windows["scale"].to_numpy() == SCALES[0]).mean() == pytest.approx(0.5, abs=0.08)
+    # the ground truth is among what is drawn
+    truths = {(row["image_id"], *row["box"].values()) for row in objects.to_pylist()}
+    assert truths & {(row["image_id"], *row["box"].values()) for row in windows.to_pylist()}
+
+
+def test_a_training_window_is_pooled_at_its_scale_from_its_side_of_the_image(tuned):
+    windows = table(tuned, "training_windows").to_pylist()
+    extractor = RegionExtractor(Body(body_spec("alexnet"), load_state(body_spec("alexnet"), "random")), SCALES)
+    seen = set()
+    for row in windows[::9]:
+        image = decode_image((tuned.data.path / "JPEGImages" / f"{row['image_id']}.jpg").read_bytes())
+        x1, y1, x2, y2 = row["box"].values()
+        if row["flipped"]:
+            image = np.ascontiguousarray(np.fliplr(image))
+            x1, x2 = image.shape[1] - x2, image.shape[1] - x1
+        at = np.array([row["scale"]], np.int32)
+        found = extractor(image, np.array([[x1, y1, x2, y2]], np.float32), scales=at)
+        np.testing.assert_array_equal(found.windows[0], list(row["window"].values()))
+        np.testing.assert_array_equal(found.vectors[0], np.array(row["feature"], np.float16))
+        seen.add((row["flipped"], row["scale"]))
+    assert len(seen) == 4
+
+
+def test_embeddings_are_the_layers_outputs_of_the_training_windows(tuned):
+    stored = {name: over_array(values) for name, values in tensors(tuned).items()}
+    embedder = Embedder(head_of(stored), "fc7")
+    truth, outputs = table(tuned, "truth_features"), table(tuned, "truth_embeddings")
+    expected = embedder(vectors_of(truth["feature"])).astype(np.float16)
+    np.testing.assert_array_equal(vectors_of(outputs["feature"]), expected)
+    assert outputs.drop(["feature"]).equals(truth.drop(["feature"]))
+    train = {f"im-{number:03d}" for number in range(14)}
+    assert set(table(tuned, "embeddings")["image_id"].to_pylist()) == train
+
+
+def test_the_whole_run_finds_the_rectangles_and_is_whole(tuned, capsys):
+    assert tuned.spp("run", "--json") == 0
+    made = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert made["metrics"]["map_11"] > 0.5
+    assert tuned.spp("verify") == 0
+    curve = table(tuned, "training_curve")
+    assert curve["iteration"].to_pylist() == [100, 120]
+    assert curve["learning_rate"].to_pylist() == [0.003, 0.0003]
+    assert not list((tuned.root / "checkpoints").glob("*/data/*"))
+    assert not list((tuned.root / "checkpoints").glob("*/*.json"))
+
+
+def test_plan_and_status_know_the_head(tuned, capsys):
+    capsys.readouterr()
+    assert tuned.spp("plan", "--json") == 0
+    planned = json.loads(capsys.readouterr().out.splitlines()[-1])["datasets"]
+    assert all(entry["shards_done"] == entry["shards"] for entry in planned)
+    assert {"training_windows", "head", "embeddings", "truth_embeddings"} <= {entry["dataset"] for entry in planned}
+    changed = ("--set", "finetune.momentum=0.8", "--json")
+    assert tuned.spp("plan", *changed) == 0
+    planned = json.loads(capsys.readouterr().out.splitlines()[-1])["datasets"]
+    todo = {entry["dataset"] for entry in planned if entry["shards_done"] < entry["shards"]}
+    assert todo == {
+        "training_curve",
+        "head",
+        "embeddings",
+        "truth_embeddings",
+        "svms",
+        "detections",
+        "metrics",
+    }
+    assert tuned.spp("status") == 0
+    assert "behind" not in capsys.readouterr().out
+
+
+def test_other_layers_and_the_softmax_share_what_they_can(tuned, capsys):
+    shared = ("proposals", "truth_features", "training_windows", "head")
+    before = {name: tuned.commits(name) for name in shared}
+    for name, changes in {
+        "ftfc6": ("svm.layer=ftfc6",),
+        "softmax": ("detect.classifier=softmax", "detect.score_above=0.05"),
+        "stream": ("detect.source=stream",),
+        "slim": ("head.svd_rank=[8,8]",),
+    }.items():
+        assert tuned.spp("run", "--run", name, *(word for c in changes for word in ("--set", c))) == 0, name
+    assert {name: tuned.commits(name) for name in shared} == before
+    assert table(tuned, "detections", "stream").equals(table(tuned, "detections"))
+    assert not table(tuned, "detections", "slim").equals(table(tuned, "detections"))
+    assert vectors_of(table(tuned, "truth_embeddings", "ftfc6")["feature"]).shape[1] == 48
+    scores = table(tuned, "detections", "softmax")["score"].to_numpy()
+    assert 0.05 < scores.min() <= scores.max() <= 1
+    record = storage.read_run(storage.open_root(str(tuned.root)), "softmax")
+    assert record.datasets["metrics"].quality["map_11"] > 0.5
+    assert "svms" not in record.datasets
+
+
+def test_a_layer_that_is_not_there_is_refused(tuned, capsys):
+    for change, says in (
+        ("svm.layer=fc7", "no fc6 and fc7 come with body 'alexnet' and weights 'random'"),
+        ("head.initial=pretrained", "use auto or he"),
+    ):
+        capsys.readouterr()
+        assert tuned.spp("run", "--run", "refused", "--set", change) == 2
+        assert says in capsys.readouterr().err
+    assert tuned.spp("embed", "--set", "svm.layer=pool5") == 2
+    assert "nothing to embed" in capsys.readouterr().err
+    assert tuned.spp("run", "--set", "features.source=warp") == 2
+    assert "use store: vectors" in capsys.readouterr().err
+
+
+def test_a_stage_takes_no_head_that_is_behind(tuned, capsys):
+    behind = ("--run", "behind")
+    assert tuned.spp("run", *behind) == 0
+    capsys.readouterr()
+    for verb in ("embed", "train-svm", "detect"):
+        assert tuned.spp(verb, *behind, "--set", "finetune.seed=4") == 2
+        assert "spp finetune" in capsys.readouterr().err
+    assert tuned.spp("train-svm", *behind, "--set", "svm.layer=ftfc6") == 2
+    assert "run `spp embed` first" in capsys.readouterr().err
+
+
+def test_a_rate_that_is_too_high_ends_the_run_with_what_to_do(tuned, capsys):
+    assert tuned.spp("run", "--run", "wild", "--set", "finetune.schedule=[[1.0e+30, 100]]") == 1
+    assert "train at a lower one" in capsys.readouterr().err
+
+
+@pytest.mark.full
+def test_schedules_are_chosen_on_held_out_images_and_a_hopeless_rate_is_passed_over(tuned, capsys):
+    sets = (
+        "finetune.schedule=plateau",
+        "finetune.learning_rates=[1.0e+30, 0.003, 0.0000001]",
+        "finetune.trial_iterations=30",
+        "finetune.max_iterations=120",
+        "finetune.measure_every=20",
+    )
+    assert tuned.spp("run", "--run", "chosen", *(word for change in sets for word in ("--set", change))) == 0
+    curve = table(tuned, "training_curve", "chosen").to_pylist()
+    phases = {row["phase"] for row in curve}
+    assert phases == {"trial 0.003", "trial 1e-07", "plateau", "final"}  # the first gave no number at all
+    assert {row["learning_rate"] for row in curve if row["phase"] == "plateau"} <= {0.003, 0.0003, 0.00003}
+    best = min((row for row in curve if row["phase"] == "plateau"), key=lambda row: row["held_out_loss"])
+    assert max(row["iteration"] for row in curve if row["phase"] == "final") == best["iteration"]
+    assert all(row["held_out_loss"] is None for row in curve if row["phase"] == "final")
+
+
+@pytest.mark.full
+def test_two_workers_train_one_head(tuned, tmp_path):
+    root = tmp_path / "root"
+    assert tuned.spp("run", "--set", "execution.train_workers=2", "--set", "execution.train_threads=1", root=root) == 0
+    other = Project(tuned.data, tuned.config, root)
+    found = tensors(other)
+    assert all(np.isfinite(values).all() for values in found.values())
+    curve, alone = table(other, "training_curve"), table(tuned, "training_curve")
+    assert curve["iteration"].equals(alone["iteration"])
+    assert curve["loss"].to_pylist()[-1] == pytest.approx(alone["loss"].to_pylist()[-1], abs=0.25)
+    assert storage.read_run(storage.open_root(str(root))).datasets["metrics"].quality["map_11"] > 0.5
+
+
+@pytest.mark.full
+def test_warped_windows_go_through_all_stages(make_project):
+    project = make_project()
+    sets = ("features.source=warp", "proposals.max_per_image=20", "head.sizes=[32,32]", "svm.layer=ftfc7")
+    steps = "finetune.schedule=[[0.003, 40]]"
+    assert project.spp("run", *(word for change in (*sets, steps) for word in ("--set", change))) == 0
+    features = table(project, "features")
+    assert set(features["scale"].to_pylist()) == {224}
+    assert project.spp("verify") == 0
+
+
+@pytest.mark.full
+def test_an_image_that_cannot_be_read_any_more_is_in_the_ledger_and_the_rest_trains(make_project, capsys):
+    project = make_project()
+    sets = ("head.sizes=[32,32]", "svm.layer=ftfc7", "finetune.schedule=[[0.003, 20]]", "execution.max_failed=1")
+    changes = [word for change in sets for word in ("--set", change)]
+    assert project.spp("run", "--until", "extract", *changes) == 0
+    picture: Path = project.data.path / "JPEGImages" / "im-003.jpg"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:200])
+    assert project.spp("finetune", *changes) == 3
+    assert "failed image im-003: finetune" in capsys.readouterr().out
+    assert "im-003" not in table(project, "training_windows")["image_id"].to_pylist()
+    picture.write_bytes(whole)
+    assert project.spp("retry", *changes) == 0
+    assert "im-003" in table(project, "training_windows")["image_id"].to_pylist()
+
+
+def test_pool5_runs_have_no_head(tuned, capsys):
+    assert tuned.spp("run", "--run", "plain", "--set", "svm.layer=pool5", "--json") == 0
+    made = json.loads(capsys.readouterr().out.splitlines()[-1])["datasets"]
+    assert not {"head", "embeddings", "training_windows"} & set(made)
+
+
+def test_the_table_runs_what_is_missing_and_shows_it_in_three_ways(tuned, tmp_path, capsys):
+    csv_file, markdown_file = tmp_path / "table.csv", tmp_path / "table.md"
+    asked = ("--columns", "5-scale", "--rows", "pool5,fc6,ftfc7,ftfc7 bb")
+    capsys.readouterr()
+    assert tuned.spp("table", *asked, "--csv", str(csv_file), "--markdown", str(markdown_file), "--json") == 0
+    captured = capsys.readouterr()
+    made = json.loads(captured.out.splitlines()[-1])
+    assert [cell["row"] for cell in made["cells"]] == ["pool5", "ftfc7", "ftfc7 bb"]  # no fc6 without pretrained layers
+    for cell in made["cells"]:
+        record = storage.read_run(storage.open_root(str(tuned.root)), cell["run"])
+        assert cell["run"] == f"small.5-scale.{cell['row'].replace(' ', '-')}"
+        assert cell["map_11"] == record.datasets["metrics"].quality["map_11"]
+        low, high = cell["interval"]
+        assert 0 <= low <= cell["map_11"] <= high <= 1
+    regressed, plain = made["cells"][2], made["cells"][1]
+    (difference,) = [d for d in made["differences"] if (d["of"], d["minus"]) == ("ftfc7 bb", "ftfc7")]
+    assert difference["value"] == pytest.approx(regressed["map_11"] - plain["map_11"])
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    assert {"conv", "pool", "fc", "SVM", "NMS", "bbox"} == set(made["seconds"]["5-scale"])
+    assert made["seconds"]["5-scale"]["fc"] > 0
+    lines = csv_file.read_text().splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("column,row,run,map_11,low,high,map_area,seconds_conv")
+    assert lines[0].endswith("slab,square")
+    assert "| ftfc7 bb |" in markdown_file.read_text()
+    assert "5-scale (128 160)" in captured.out
+    # again, nothing is made; without running, the same is shown
+    before = {name: tuned.commits(name) for name in ("svms", "detections", "metrics", "head")}
+    assert tuned.spp("table", *asked, "--only-print", "--json") == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again == made
+    assert {name: tuned.commits(name) for name in before} == before
+
+
+def test_a_table_of_what_does_not_exist_is_refused(tuned, capsys):
+    for arguments, says in (
+        (("--columns", "2-scale"), "give some of 1-scale, 5-scale, R-CNN"),
+        (("--rows", "pool6"), "give some of pool5"),
+        (("--run", "never", "--only-print"), "no run of the table is there yet"),
+    ):
+        capsys.readouterr()
+        assert tuned.spp("table", *arguments) == 2
+        assert says in capsys.readouterr().err
