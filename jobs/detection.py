@@ -180,8 +180,8 @@ def _detector(invocation: Invocation, record: RunRecord, resources: Resources, d
         layer = "fc8" if config.detect.classifier == "softmax" else network_layer(config.svm.layer)
         stored = read_head(root, record)
         if config.head.svd_rank is not None:
-            task = as_task(truncate, num_cpus=resources.cpus)
-            (stored,) = results("detect", [task.remote(stored, config.head.svd_rank, resources.cpus)])
+            task = as_task(truncate, num_cpus=resources.node_cpus)
+            (stored,) = results("detect", [task.remote(stored, config.head.svd_rank, resources.node_cpus)])
         embedder = stored.embedder(layer, device)
     return load_detector(root, record, config, embedder)
 

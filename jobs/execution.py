@@ -65,12 +65,14 @@ class ExecutionConfig(Settings):
 
 @dataclass(frozen=True)
 class Resources:
-    """What the cluster has for us. ``node_memory``: bytes that one task can have, on the largest node."""
+    """What the cluster has for us. ``node_cpus`` and ``node_memory`` (bytes): what one task can have, on the largest
+    node."""
 
     cpus: int
     gpus: int
     memory: int
     node_memory: int
+    node_cpus: int
 
     def use_gpus(self, config: ExecutionConfig) -> bool:
         """Whether the extraction actors sit on GPUs. UsageError if they should and there are none."""
@@ -117,11 +119,13 @@ class RaySession:
                 self._ours = True
                 _connect(self._config)
             total = ray.cluster_resources()
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             self._resources = Resources(
                 int(total.get("CPU", 1)),
                 int(total.get("GPU", 0)),
                 int(total.get("memory", 0)),
-                int(max((n["Resources"].get("memory", 0) for n in ray.nodes() if n["Alive"]), default=0)),
+                int(max((node.get("memory", 0) for node in nodes), default=0)),
+                int(max((node.get("CPU", 1) for node in nodes), default=1)),
             )
         return self._resources
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jobs.config import RunConfig
 from jobs.errors import RunFailed, UsageError
-from jobs.execution import RaySession, Resources
+from jobs.execution import ExecutionConfig, RaySession, Resources
 from jobs.extract import LoadedBody, file_metadata, load_body, truth_method, vector_length
 from jobs.finetune import head_method, window_shards, windows_method
 from jobs.head_training import TrainHead, initial_head, publish_head, train_head
@@ -33,6 +33,9 @@ from pipeline.bodies import load_classifier
 from storage.manifest import read_manifest
 from storage.runs import DatasetRecord, RunRecord, dataset_record
 from storage.shards import Shard
+
+_BESIDE_GPU = 4
+"""Threads of a worker that trains on a GPU: they gather mini-batches."""
 
 
 def finetune(
@@ -136,7 +139,6 @@ def _make_head(
         assert entry.manifest is not None
         manifest = read_manifest(root, "training_windows", entry.method, entry.manifest)
         keys, rows = tuple(manifest.keys), manifest.rows
-    threads = config.execution.train_threads
     work = TrainHead(
         root,
         method,
@@ -148,7 +150,7 @@ def _make_head(
         config.head,
         config.finetune,
         "cuda" if on_gpu else "cpu",
-        resources.cpus if threads == "auto" and not on_gpu else 4 if threads == "auto" else threads,
+        _threads(config.execution, resources, on_gpu),
         config.execution.checkpoint_seconds,
         {
             "method": method,
@@ -169,6 +171,14 @@ def _make_head(
         publish_head(work, initial_head(work, classifier, 1.0), {})
         return
     _train(work, ray.put(classifier), config, resources)
+
+
+def _threads(execution: ExecutionConfig, resources: Resources, on_gpu: bool) -> int:
+    """CPU threads of a worker: no more than a node has, nor than leaves each of several workers its share."""
+    share = min(resources.node_cpus, max(1, resources.cpus // execution.train_workers))
+    if execution.train_threads == "auto":
+        return min(_BESIDE_GPU, share) if on_gpu else share
+    return min(execution.train_threads, share)
 
 
 def _classifier(config: RunConfig, body: LoadedBody) -> dict[str, NDArray[np.float32]] | None:
@@ -194,8 +204,7 @@ def _train(work: TrainHead, classifier: ray.ObjectRef, config: RunConfig, resour
     workers = config.execution.train_workers
     gpus = 1 if work.device == "cuda" else 0
     if workers == 1:
-        cores = min(work.threads, resources.cpus)
-        ref = as_task(train_head, num_cpus=cores, num_gpus=gpus).remote(work, classifier)
+        ref = as_task(train_head, num_cpus=work.threads, num_gpus=gpus).remote(work, classifier)
 
         def one() -> None:
             results("finetune", [ref])

@@ -301,6 +301,7 @@ class _Run:
             ],
             lr=first,
             momentum=rules.momentum,
+            fused=True,  # one pass over weights and momenta
         )
         self._set_rate(first)
         self._plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
