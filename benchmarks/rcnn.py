@@ -14,11 +14,12 @@ window has had its turn.
 Ours: ``RegionExtractor``, 12,800 numbers a window, resizing and pooling included, at one scale (688) and at the
 paper's five.
 
-Limit of the first cases: R-CNN's seconds over the ratio of multiply-accumulates, that is, ours without pooling and
-resizing, if each multiplication took as long as R-CNN's.
+Limit: R-CNN's seconds over the ratio of multiply-accumulates, that is, ours without pooling and resizing, if each
+multiplication took as long as R-CNN's.
 
 Then from decoded image with windows to 20 class scores for each: SVMs on pool5, on fc7 (4,096 and 4,096 outputs), and
-on fc7 with fc6 and fc7 truncated to ranks 1,024 and 256 (Fast R-CNN 3.1); the peer is R-CNN's pool5 or fc7.
+on fc7 with fc6 and fc7 truncated to ranks 1,024 and 256 (Fast R-CNN 3.1); the peer is R-CNN's pool5 or fc7. What
+comes after pooling takes the same at one scale as at five, and is timed for one.
 
 Equal: both sides have numbers, all of them finite, for the same windows, and R-CNN's vectors of some are those that our
 extractor gives for their warped crops as images of their own, up to float16's last digit. What the two say of a window
@@ -32,7 +33,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ from pipeline import pyramid
 from pipeline.bodies import BODIES, Body, BodySpec, load_state
 from pipeline.boxes import Boxes, as_boxes
 from pipeline.extraction import RegionExtractor
-from pipeline.head import SIZES, Embedder, compressed, new_head
+from pipeline.head import SIZES, Embedder, Head, compressed, new_head
 from pipeline.images import RGB
 from pipeline.phases import PhaseClock
 from pipeline.proposals import propose, seed_of
@@ -90,10 +91,14 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Tail:
-    """Vectors to class scores: through the head, where there is one, and the SVMs."""
+    """Vectors to class scores: through the head, where there is one, and the SVMs.
+
+    ``multiplications``: multiply-accumulates of a vector.
+    """
 
     embed: Embedder | None
     score: LinearScorer
+    multiplications: int
 
     def __call__(self, vectors: NDArray[np.float16], name: str, clock: PhaseClock) -> NDArray[np.float32]:
         if self.embed is not None:
@@ -140,9 +145,10 @@ class Side:
         """Seconds an image of these phases together; the first round is not counted, as in ``take_turns``."""
         return Sample(tuple(sum(seconds.get(phase, 0) for phase in phases) for seconds in self._rounds[1:]))
 
-    def to_scores(self, name: str) -> Sample:
-        """Seconds from an image to the class scores of a tail."""
-        return self.sample("extract", f"{name} fc", f"{name} svm")
+    def to_scores(self, name: str, like: Side | None = None) -> Sample:
+        """Seconds from an image to the class scores of a tail: this side's, or that of one with vectors like these."""
+        extracted, scored = self.sample("extract"), (like or self).sample(f"{name} fc", f"{name} svm")
+        return Sample(tuple(map(sum, zip(extracted.seconds, scored.seconds, strict=True))))
 
     def phases(self) -> str:
         """Every phase's seconds an image."""
@@ -187,18 +193,25 @@ def search_batch(body: Body, photograph: Photograph, threads: int) -> dict[int, 
     return times
 
 
-def new_tails(dim: int, truncate: bool) -> dict[str, Tail]:
-    """Tails for vectors of this length, by name, their weights random."""
+def tails_of(heads: Mapping[str, Head]) -> dict[str, Tail]:
+    """A tail without a head, ``pool5``, and one for each head, all for the same vectors. The SVMs are random."""
     random = np.random.default_rng(0)
 
     def svms(size: int) -> LinearScorer:
         return LinearScorer(random.standard_normal((CLASSES, size)), np.zeros(CLASSES), 1.0)
 
-    head = new_head(dim, SIZES, CLASSES + 1, seed=0, rms=1.0)
-    tails = {"pool5": Tail(None, svms(dim)), "fc7": Tail(Embedder(head, "fc7"), svms(SIZES[1]))}
-    if truncate:
-        tails["fc7" + TRUNCATED] = Tail(Embedder(compressed(head, RANKS), "fc7"), tails["fc7"].score)
+    dim, size = next((head.dim, head.size("fc7")) for head in heads.values())
+    tails, on_fc7 = {"pool5": Tail(None, svms(dim), CLASSES * dim)}, svms(size)
+    for name, head in heads.items():
+        weights = [p for layer in (head.fc6, head.fc7) for p in layer.parameters() if p.dim() == 2]
+        count = sum(weight.numel() for weight in weights) + CLASSES * size
+        tails[name] = Tail(Embedder(head, "fc7"), on_fc7, count)
     return tails
+
+
+def random_head(dim: int) -> Head:
+    """A head with the paper's sizes."""
+    return new_head(dim, SIZES, CLASSES + 1, seed=0, rms=1.0)
 
 
 def same_as_of_crops(body: Body, photograph: Photograph, rcnn: WarpExtractor, count: int = 4) -> bool:
@@ -211,10 +224,82 @@ def same_as_of_crops(body: Body, photograph: Photograph, rcnn: WarpExtractor, co
     return np.allclose(found, expected, rtol=2**-10, atol=1e-5 * expected.max())
 
 
-def compared(name: str, ours: Sample, peer: Sample, equal: bool, ceiling: float | None = None) -> Case:
-    """The case of two samples; ``ceiling``: what the ratio would be if only multiplications took time."""
-    limit = None if ceiling is None else peer.median / ceiling
-    return Case(name, ours.median, peer.median, limit, equal, spread=ours.spread + peer.spread)
+@dataclass(frozen=True)
+class Race:
+    """Both sides after they were timed. ``tails`` of ours were timed at one scale."""
+
+    photographs: Sequence[Photograph]
+    rcnn: Side
+    ours: Mapping[str, Side]
+    tails: Mapping[str, Tail]
+    spec: BodySpec
+
+    @property
+    def windows(self) -> int:
+        """Of all photographs."""
+        return sum(len(photograph.boxes) for photograph in self.photographs)
+
+    @property
+    def alone(self) -> int:
+        """Multiply-accumulates of all windows through the body, each alone."""
+        return multiplications(self.spec, self.spec.input_size, self.spec.input_size) * self.windows
+
+    def together(self, name: str) -> int:
+        """Multiply-accumulates of all photographs through the body at their scales."""
+        return multiplications_at(self.spec, self.photographs, SCALES[name])
+
+    def ceiling(self, name: str, tail: str | None = None) -> float:
+        """How many times more multiply-accumulates R-CNN has: in the body, or up to the scores of a tail."""
+        alone, together = self.alone, self.together(name)
+        if tail is not None:
+            alone += self.windows * self.rcnn.tails[_peers(tail)].multiplications
+            together += self.windows * self.tails[tail].multiplications
+        return alone / together
+
+    def cases(self, equal: bool) -> Iterator[Case]:
+        """Ours against R-CNN, for the vectors and for every tail's scores."""
+        scored = next(iter(self.ours.values()))
+        for name, side in self.ours.items():
+            for what, phases in {"conv": ("conv",), "warp and conv": ("warp", "conv")}.items():
+                times = side.sample("extract"), self.rcnn.sample(*phases)
+                yield _case(f"{name}, against {what}", *times, self.ceiling(name), equal)
+            for tail in self.tails:
+                times = side.to_scores(tail, scored), self.rcnn.to_scores(_peers(tail))
+                yield _case(f"{name}, scores by {tail}", *times, self.ceiling(name, tail), equal)
+
+    def missed(self) -> list[str]:
+        """Targets that are not reached."""
+        conv = self.rcnn.sample("conv").median
+        return [name for name, side in self.ours.items() if conv < WANTED[name] * side.sample("extract").median]
+
+    def notes(self) -> Iterator[str]:
+        """What was compared; the seconds of all phases; arithmetic, and how fast it went."""
+        shown = ", ".join(f"{p.name} ({p.image.shape[1]} x {p.image.shape[0]})" for p in self.photographs)
+        yield f"{self.windows:,} windows of {shown}; seconds an image, {torch.get_num_threads()} threads"
+        yield f"R-CNN: {self.rcnn.phases()}"
+        for name, side in self.ours.items():
+            yield f"{name}: {side.phases()}"
+        for name in self.ours:
+            ceilings = ", ".join(f"to {tail} {self.ceiling(name, tail):.1f}" for tail in self.tails)
+            yield f"multiply-accumulates, R-CNN's over those at {name}: to the map {self.ceiling(name):.1f}, {ceilings}"
+        speeds = {"R-CNN": _speed(self.rcnn, self.alone / len(self.photographs))}
+        for name, side in self.ours.items():
+            speeds[name] = _speed(side, self.together(name) / len(self.photographs))
+        yield "billions a second in conv: " + ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
+
+
+def _peers(tail: str) -> str:
+    """R-CNN's tail that one of ours is held against."""
+    return tail.removesuffix(TRUNCATED)
+
+
+def _case(name: str, ours: Sample, peer: Sample, ceiling: float, equal: bool) -> Case:
+    return Case(name, ours.median, peer.median, peer.median / ceiling, equal, spread=ours.spread + peer.spread)
+
+
+def _speed(side: Side, count: float) -> float:
+    """Billions of multiply-accumulates a second, of ``count`` an image."""
+    return count / side.sample("conv").median / 1e9
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -235,56 +320,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     spec = BODIES["alexnet"]
     body = Body(spec, load_state(spec, "random"))
     photographs = choose(options.data, options.images)
-    windows, most = sum(len(p.boxes) for p in photographs), max(len(p.boxes) for p in photographs)
-    parts = -(-most // options.windows)
-    rounds = max(options.rounds, parts)
     pyramid.warm_up()
     tries = search_batch(body, photographs[0], options.threads)
-    batch = min(tries, key=lambda size: tries[size])
-    rcnn = WarpExtractor(body, POOL5, batch=batch, threads=options.threads)
-    peer = Side(photographs, rcnn, new_tails(rcnn.dim, truncate=False), parts)
-    ours: dict[str, Side] = {}
-    for name, scales in SCALES.items():
-        extractor = RegionExtractor(body, scales, threads=options.threads)
-        tails = next(iter(ours.values())).tails if ours else new_tails(extractor.dim, truncate=True)
-        ours[name] = Side(photographs, extractor, tails)
+    rcnn = WarpExtractor(body, POOL5, batch=min(tries, key=lambda size: tries[size]), threads=options.threads)
+    one, five = (RegionExtractor(body, scales, threads=options.threads) for scales in SCALES.values())
+
+    head = random_head(one.dim)
+    tails = tails_of({"fc7": head, "fc7" + TRUNCATED: compressed(head, RANKS)})
+    parts = -(-max(len(photograph.boxes) for photograph in photographs) // options.windows)
+    rounds = max(options.rounds, parts)
+    peer = Side(photographs, rcnn, tails_of({"fc7": random_head(rcnn.dim)}), parts)
+    ours = dict(zip(SCALES, (Side(photographs, one, tails), Side(photographs, five, {})), strict=True))
     take_turns({"R-CNN": peer, **ours}, rounds)
 
-    equal = same_as_of_crops(body, photographs[0], rcnn) and peer.finite and all(side.finite for side in ours.values())
-    alone = multiplications(spec, spec.input_size, spec.input_size) * windows
-    ceilings = {name: alone / multiplications_at(spec, photographs, scales) for name, scales in SCALES.items()}
-    cases = [
-        compared(f"{name}, against {what}", side.sample("extract"), peer.sample(*phases), equal, ceilings[name])
-        for name, side in ours.items()
-        for what, phases in {"conv": ("conv",), "warp and conv": ("warp", "conv")}.items()
-    ]
-    missed = [case.name for case, name in zip(cases[::2], SCALES, strict=True) if (case.ratio or 0) < WANTED[name]]
-    for name, side in ours.items():
-        for tail in side.tails:
-            like = peer.to_scores(tail.removesuffix(TRUNCATED))
-            cases.append(compared(f"{name}, scores by {tail}", side.to_scores(tail), like, equal))
-    shown = ", ".join(f"{p.name} ({p.image.shape[1]} x {p.image.shape[0]})" for p in photographs)
+    race = Race(photographs, peer, ours, tails, spec)
+    equal = all(side.finite for side in (peer, *ours.values())) and same_as_of_crops(body, photographs[0], rcnn)
+    missed = race.missed()
     notes = [
-        f"{windows:,} windows of {shown}; seconds an image, {options.threads} threads",
-        f"R-CNN: 1/{parts} of the windows a round, in {rounds} rounds all of them; ms a window by batch: "
-        + ", ".join(f"{size}: {ms:.2f}" for size, ms in tries.items()),
-        *(f"{name}: {side.phases()}" for name, side in {"R-CNN": peer, **ours}.items()),
-        "multiply-accumulates, R-CNN's over ours: "
-        + ", ".join(f"{name} {ceiling:.1f}" for name, ceiling in ceilings.items()),
-        "billions of them a second: "
-        + ", ".join(
-            f"{name} {speed(side, alone / ceilings.get(name, 1) / len(photographs)):.0f}"
-            for name, side in {"R-CNN": peer, **ours}.items()
-        ),
-        f"medians of {rounds} rounds; load of the machine before: {load:.2f}; torch {torch.__version__}",
-        *(f"missed: {name}" for name in missed),
+        *race.notes(),
+        "ms a window by batch of R-CNN's: " + ", ".join(f"{size}: {ms:.2f}" for size, ms in tries.items()),
+        f"medians of {rounds} rounds, each with 1/{parts} of R-CNN's windows, in turn; load of the machine before: "
+        f"{load:.2f}; torch {torch.__version__}",
+        *(f"missed: {name}, {WANTED[name]} times" for name in missed),
     ]
-    return int(report("SPP-net against R-CNN, AlexNet", notes, cases, options.json) or bool(missed))
-
-
-def speed(side: Side, count: float) -> float:
-    """Billions of multiply-accumulates a second, of ``count`` an image."""
-    return count / side.sample("conv").median / 1e9
+    return int(report("SPP-net against R-CNN, AlexNet", notes, list(race.cases(equal)), options.json) or bool(missed))
 
 
 if __name__ == "__main__":

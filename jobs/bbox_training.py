@@ -24,9 +24,9 @@ from pipeline.phases import PhaseClock
 from pipeline.scoring import mean_norm
 from storage.columns import boxes_of, vectors_of
 from storage.commits import LedgerRow
-from storage.manifest import read_manifest
+from storage.manifest import recorded_manifest
 from storage.root import Root
-from storage.runs import DatasetRecord, RunRecord, dataset_record
+from storage.runs import DatasetRecord, RunRecord
 from storage.scan import scan_file, scan_manifest
 from storage.schemas import VECTOR_COLUMN, schema
 
@@ -206,9 +206,7 @@ def _truth_norm(
     root: Root, record: RunRecord, class_names: Sequence[str], difficult_positive: bool
 ) -> tuple[float, int, NDArray[np.int64]]:
     """Mean norm and length of the vectors of ground-truth boxes, and how many there are of each class."""
-    entry = dataset_record(record, "truth_features")
-    assert entry.manifest is not None
-    manifest = read_manifest(root, "truth_features", entry.method, entry.manifest)
+    manifest = recorded_manifest(root, record, "truth_features")
     counts = np.zeros(len(class_names), np.int64)
     total, number, dim = 0.0, 0, 0
     for table in scan_manifest(root, manifest, ["class_name", "difficult", VECTOR_COLUMN]):

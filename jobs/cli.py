@@ -381,7 +381,7 @@ def table(
     tables.print_text(made)
     tables.write_table(made, csv, markdown)
     print_json(as_json, {"run": invocation.name, "root": invocation.root.url, **tables.as_json(made)})
-    return 0
+    return made.exit_code
 
 
 @app.command()

@@ -16,66 +16,50 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.config import RunConfig
 from jobs.errors import UsageError
-from jobs.evaluation import evaluate, ground_truth, stored_detections
+from jobs.evaluation import evaluate, stored_detections
 from jobs.execution import RaySession
-from jobs.index import Index
+from jobs.measured import (
+    COMBINE,
+    MeasuredRun,
+    check_current,
+    check_same,
+    combined_runs,
+    detections_identity,
+    matched_detections,
+    places_in,
+    read_measured,
+)
 from jobs.printing import print_json, print_table
 from jobs.reduce import done_already, publish, reduce_method
 from jobs.run import failed_images
-from jobs.stages import Invocation, recorded_index, reduce_method_of
+from jobs.stages import Invocation, recorded_index
 from jobs.versions import PRODUCER, versions
 from pipeline.phases import PhaseClock
 from storage.columns import box_column, boxes_of
 from storage.commits import LedgerRow, read_commits
 from storage.manifest import read_manifest
 from storage.root import Root
-from storage.runs import DatasetRecord, RunRecord, check_run_name, dataset_record, read_run, run_names, write_run
+from storage.runs import DatasetRecord, RunRecord, check_run_name, read_run, run_names, write_run
 from storage.schemas import schema
 
 if TYPE_CHECKING:
     from pipeline.combination import DetectionSet
-    from pipeline.evaluation import MatchedClass
 
 VERSION = 1
-
-STAGE = "combine"
-"""What the record of a combination's detections says that they were made by."""
 
 NMS_OVERLAP = 0.3
 """Of the paper, and of ``detect.nms_overlap``."""
 
 _SECTIONS = frozenset({"dataset", "evaluate", "execution", "storage_options"})
 """Of the first run's config, what holds for the combination too; the other sections made nothing of it."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One of the runs that are combined."""
-
-    record: RunRecord
-    config: RunConfig
-    index: Index
-    detections: DatasetRecord
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return self.record.name
-
-    @property
-    def image_ids(self) -> list[str]:
-        """Its test images, sorted."""
-        return self.index.images_in(self.config.dataset.test_splits)
 
 
 def combine(
@@ -92,12 +76,12 @@ def combine(
     if not 0 <= nms_overlap <= 1:
         raise UsageError(f"--nms-overlap is an IoU from 0 to 1, not {nms_overlap}")
     root.check_writable()
-    parts = [_read_part(root, name) for name in names]
+    parts = [read_measured(root, name) for name in names]
     first = parts[0]
     for part in parts[1:]:
-        _check_same(first, part)
+        check_same(first, part)
     for part in parts:
-        _check_current(root, part)
+        check_current(root, part)
     config = RunConfig.model_validate(first.config.model_dump(mode="json", include=set(_SECTIONS)))
     record = RunRecord(
         name=new_name,
@@ -116,26 +100,6 @@ def combine(
     record.status, record.finished = "done", _now()
     write_run(root, record)
     return record
-
-
-def combined_runs(record: RunRecord) -> list[str] | None:
-    """The runs that a run is the combination of, in their order; None if it is none."""
-    entry = record.datasets.get("detections")
-    return list(entry.quality["runs"]) if entry is not None and entry.stage == STAGE else None
-
-
-def is_behind(root: Root, record: RunRecord) -> bool:
-    """Whether one of the runs that a combination was made from has other detections now.
-
-    One that is there no more has no newer ones.
-    """
-    made_from = record.datasets["detections"].quality["runs"]
-    there = set(run_names(root))
-    for name, found in made_from.items():
-        entry = read_run(root, name).datasets.get("detections") if name in there else None
-        if entry is not None and found != _identity(entry):
-            return True
-    return False
 
 
 def compare(root: Root, record: RunRecord) -> dict[str, Any]:
@@ -193,28 +157,6 @@ def compare(root: Root, record: RunRecord) -> dict[str, Any]:
     }
 
 
-def matched_detections(
-    root: Root, record: RunRecord, config: RunConfig, index: Index, image_ids: Sequence[str]
-) -> Mapping[str, MatchedClass]:
-    """A run's detections by class, compared with the objects that ``index`` has of the test images of ``config``.
-
-    Images are numbered by their places among ``image_ids``, the test images, as ``bootstrap_maps`` takes them. The
-    classes are those of the index, as for ``spp evaluate``.
-    """
-    from pipeline.evaluation import Detections, match_classes
-
-    objects = index.objects_in(config.dataset.test_splits)
-    table = stored_detections(root, record)
-    return match_classes(
-        replace(ground_truth(objects), images=_places(objects["image_id"], image_ids)),
-        np.array(objects["class_name"].to_pylist(), object),
-        Detections(_places(table["image_id"], image_ids), table["score"].to_numpy(), boxes_of(table["box"])),
-        np.array(table["class_name"].to_pylist(), object),
-        class_names=index.class_names(),
-        overlap=config.evaluate.min_overlap,
-    )
-
-
 def combine_command(
     root: Root,
     names: Sequence[str],
@@ -257,79 +199,11 @@ def _check_names(root: Root, names: Sequence[str], new_name: str) -> None:
         raise UsageError(f"run {new_name!r} is there already and is {what}; choose another name with --run")
 
 
-def _read_part(root: Root, name: str) -> _Part:
-    """A run, with complete detections."""
-    record = read_run(root, name)
-    entry = dataset_record(record, "detections")
-    return _Part(record, RunConfig.model_validate(record.config), recorded_index(root, record), entry)
-
-
-def _check_current(root: Root, part: _Part) -> None:
-    """Raises UsageError unless the detections of a run are those of its data set and models as they are now."""
-    combined = combined_runs(part.record)
-    if combined is not None:
-        if is_behind(root, part.record):
-            again = f"`spp combine {' '.join(combined)} --run {part.name}`"
-            raise UsageError(f"run {part.name!r} is behind the runs that it combines; run {again} first")
-    elif reduce_method_of("detect", part.config, part.record, part.index) != part.detections.method:
-        raise UsageError(
-            f"detections of run {part.name!r} are behind what they were made from, or the config has changed since; "
-            f"run `spp detect --run {part.name}` first, or `spp run`"
-        )
-
-
-def _check_same(first: _Part, other: _Part) -> None:
-    """Raises UsageError, naming what differs, unless two runs are of the same test images and objects."""
-    both = f"runs {first.name!r} and {other.name!r}"
-    splits = [", ".join(sorted(set(part.config.dataset.test_splits))) for part in (first, other)]
-    if splits[0] != splits[1]:
-        raise UsageError(
-            f"{both} have different test splits: {splits[0]}, and {splits[1]}; "
-            f"run one of them with dataset.test_splits of the other"
-        )
-    only = sorted(set(first.image_ids).symmetric_difference(other.image_ids))
-    if only:
-        owner, lacking = (first, other) if only[0] in first.image_ids else (other, first)
-        raise UsageError(
-            f"{both} have different test images: {len(only)} are of one alone, such as {only[0]!r}, which "
-            f"{owner.name!r} has and {lacking.name!r} has not; run both on the same data set with `spp run`"
-        )
-    differing = _differing_image(first, other)
-    if differing is not None:
-        raise UsageError(
-            f"{both} have different objects on test image {differing!r}; run both with `spp run` on the same "
-            f"annotations, and with the same dataset.classes"
-        )
-    for key, value in first.config.evaluate.model_dump().items():
-        theirs = getattr(other.config.evaluate, key)
-        if value != theirs:
-            raise UsageError(
-                f"{both} are measured differently: evaluate.{key} is {value}, and {theirs}; "
-                f"run `spp evaluate --run {other.name} --set evaluate.{key}={value}`, or the other way round"
-            )
-
-
-def _differing_image(first: _Part, other: _Part) -> str | None:
-    """The first test image whose objects two runs have differently."""
-    rows: list[list[dict[str, Any]]] = []
-    for part in (first, other):
-        rows.append(part.index.objects_in(part.config.dataset.test_splits).to_pylist())
-    if rows[0] == rows[1]:
-        return None
-    grouped: list[dict[str, list[dict[str, Any]]]] = [{}, {}]
-    for groups, objects in zip(grouped, rows, strict=True):
-        for row in objects:
-            groups.setdefault(row["image_id"], []).append(row)
-    return min(
-        image_id for image_id in {**grouped[0], **grouped[1]} if grouped[0].get(image_id) != grouped[1].get(image_id)
-    )
-
-
-def _detections(root: Root, parts: Sequence[_Part], nms_overlap: float) -> DatasetRecord:
+def _detections(root: Root, parts: Sequence[MeasuredRun], nms_overlap: float) -> DatasetRecord:
     """The record of the combined detections, which are made unless they are there."""
     read = [part.detections for part in parts]
-    method = reduce_method(STAGE, VERSION, {"nms_overlap": nms_overlap}, read)
-    entry = done_already(root, STAGE, "detections", method)
+    method = reduce_method(COMBINE, VERSION, {"nms_overlap": nms_overlap}, read)
+    entry = done_already(root, COMBINE, "detections", method)
     if entry is None:
         clock = PhaseClock()
         failed = _failed(root, parts)
@@ -339,19 +213,14 @@ def _detections(root: Root, parts: Sequence[_Part], nms_overlap: float) -> Datas
         counts = dict.fromkeys(image_ids, 0) | {row["values"]: row["counts"] for row in rows}
         notes = [failed[image_id] for image_id in sorted(failed)]
         entry = publish(
-            root, STAGE, "detections", method, table, counts, notes=notes, seconds=clock.seconds, producer=PRODUCER
+            root, COMBINE, "detections", method, table, counts, notes=notes, seconds=clock.seconds, producer=PRODUCER
         )
-    runs = {part.name: _identity(part.detections) for part in parts}
+    runs = {part.name: detections_identity(part.detections) for part in parts}
     entry.quality = {"runs": runs, "nms_overlap": nms_overlap}
     return entry
 
 
-def _identity(entry: DatasetRecord) -> dict[str, Any]:
-    """What tells a run's detections from later ones."""
-    return {"method": entry.method, "manifest": entry.manifest}
-
-
-def _failed(root: Root, parts: Sequence[_Part]) -> dict[str, LedgerRow]:
+def _failed(root: Root, parts: Sequence[MeasuredRun]) -> dict[str, LedgerRow]:
     """Test images of which some run has no detections, for they failed there, and a ledger row of each."""
     rows: dict[str, LedgerRow] = {}
     for part in parts:
@@ -362,13 +231,18 @@ def _failed(root: Root, parts: Sequence[_Part]) -> dict[str, LedgerRow]:
         there = {image_id for commit in commits for image_id in commit.images}
         for image_id in set(part.image_ids) - there:
             text = f"it failed in run {part.name!r}; `spp retry --run {part.name}`, then combine again"
-            row = LedgerRow(image_id=image_id, stage=STAGE, type="NoDetections", message=text)
+            row = LedgerRow(image_id=image_id, stage=COMBINE, type="NoDetections", message=text)
             rows.setdefault(image_id, row)
     return rows
 
 
 def _pooled(
-    root: Root, parts: Sequence[_Part], image_ids: Sequence[str], nms_overlap: float, method: str, clock: PhaseClock
+    root: Root,
+    parts: Sequence[MeasuredRun],
+    image_ids: Sequence[str],
+    nms_overlap: float,
+    method: str,
+    clock: PhaseClock,
 ) -> pa.Table:
     """The rows of the combination, of the images ``image_ids`` (sorted)."""
     from pipeline import combination
@@ -394,16 +268,10 @@ def _detection_set(table: pa.Table, image_ids: Sequence[str], class_names: Seque
     """Rows of ``detections``, those of ``image_ids`` only, as numbers."""
     from pipeline.combination import DetectionSet
 
-    images = _places(table["image_id"], image_ids)
+    images = places_in(table["image_id"], image_ids)
     rows = np.flatnonzero(images >= 0)
-    classes = _places(table["class_name"], class_names)
+    classes = places_in(table["class_name"], class_names)
     return DetectionSet(images[rows], classes[rows], table["score"].to_numpy()[rows], boxes_of(table["box"])[rows])
-
-
-def _places(column: pa.ChunkedArray, values: Sequence[str]) -> np.ndarray:
-    """The place of each element of a column of strings among ``values``; -1 if it is none of them. int64 (N,)"""
-    found = pc.index_in(column, value_set=pa.array(values, pa.string()))
-    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
 
 
 def _print_comparison(new_name: str, compared: Mapping[str, Any]) -> None:

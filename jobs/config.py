@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from jobs.detect import DetectConfig
 from jobs.errors import UsageError
@@ -38,6 +38,14 @@ class RunConfig(Settings):
     execution: ExecutionConfig = ExecutionConfig()
     storage_options: dict[str, Any] = Field(default_factory=dict, json_schema_extra=NOT_IDENTITY)
     """For the file system of the root; secrets as ``env:NAME``, or by the store's own profiles and variables."""
+
+    @model_validator(mode="after")
+    def _the_softmax_has_no_svms(self) -> RunConfig:
+        if self.detect.classifier == "softmax" and self.svm.layer != "pool5":
+            raise ValueError(
+                f"detect.classifier: softmax takes no SVMs, so svm.layer: {self.svm.layer} has no say; use pool5"
+            )
+        return self
 
     @property
     def needs_head(self) -> bool:

@@ -27,8 +27,8 @@ _INTRODUCTIONS = {
     "dataset": "Only `digest` is part of a result's identity: a data set may move, and splits and classes may change.",
     "proposals": "A key that belongs to another method is refused. Each key changes what `propose` makes.",
     "features": "Each key but `store` changes the vectors. Of the weights their content counts, not their name.",
-    "head": "The fully connected layers. The first four keys change what `finetune` makes, the last the detections.",
-    "finetune": "How the head is trained. Some keys change which windows are drawn, all of them the head.",
+    "head": "The fully connected layers. All keys but the last change what `finetune` makes.",
+    "finetune": "How the head is trained: each key changes it, unless it belongs to a schedule that is not used.",
     "svm": "Each key changes the SVMs, and so the detections and metrics.",
     "bbox": "Each key changes the box regressors, and so the detections and metrics.",
     "detect": "Each key changes the detections.",
@@ -80,6 +80,10 @@ def _kind(annotation: Any) -> str:
         return _kind(arguments[0])
     if origin is tuple:
         element = _kind(arguments[0])
+        if arguments[-1] is not Ellipsis:
+            return f"pair of {element}s"
+        if element.startswith("pair"):
+            return f"list of pairs{element.removeprefix('pair')}"
         return f"list of ({element})" if element.endswith("`") else f"list of {element}s"
     if origin is dict:
         return "mapping"

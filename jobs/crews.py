@@ -42,10 +42,10 @@ class TaskCrew:
     """Ray tasks of one core each; Ray queues them, so a few more are given out than can run.
 
     ``shared``: further arguments of all tasks, such as references to what Ray brings to each node once. ``gpus`` that
-    each task holds beside its core.
+    each task holds beside its core; less than 1: so many share one.
     """
 
-    def __init__(self, function: Callable[..., Commit | None], room: int, *shared: Any, gpus: int = 0) -> None:
+    def __init__(self, function: Callable[..., Commit | None], room: int, *shared: Any, gpus: float = 0) -> None:
         self._task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function)
         self._room = room
         self._shared = shared

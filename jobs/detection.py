@@ -31,7 +31,7 @@ from jobs.sharded import ShardedDataset, make_shards
 from jobs.stages import Invocation
 from jobs.tasks import as_task, results
 from jobs.trial import Trial
-from jobs.upstream import failed_upstream, image_files, proposal_files
+from jobs.upstream import failed_in, image_files, proposal_files
 from jobs.versions import PRODUCER
 from jobs.works import actor_crew
 from pipeline.box_regression import Regressor
@@ -41,7 +41,7 @@ from pipeline.phases import PhaseClock
 from pipeline.scoring import LinearScorer, Probabilities
 from storage.columns import box_column, boxes_of, vectors_of
 from storage.commits import Commit, LedgerRow
-from storage.manifest import read_manifest
+from storage.manifest import recorded_manifest
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord, dataset_record
 from storage.scan import scan_manifest
@@ -194,9 +194,7 @@ def truncate(stored: StoredHead, ranks: tuple[int, int], threads: int) -> Stored
 
 
 def _rows(root: Root, record: RunRecord, dataset: str, columns: Sequence[str] | None = None) -> Iterator[dict]:
-    entry = dataset_record(record, dataset)
-    assert entry.manifest is not None
-    for table in scan_manifest(root, read_manifest(root, dataset, entry.method, entry.manifest), columns):
+    for table in scan_manifest(root, recorded_manifest(root, record, dataset), columns):
         yield from table.to_pylist()
 
 
@@ -227,7 +225,10 @@ def _maker(
     config, root = invocation.config, invocation.root
     streamed = config.detect.source == "stream"
     files = image_files(index)
-    failed, names = failed_upstream(root, record), detected_classes(root, record, config)
+    failed, names = (
+        failed_in(root, record, ("proposals", "features", "windows")),
+        detected_classes(root, record, config),
+    )
     stored = [] if streamed else feature_shards(root, record)
     proposed = proposal_files(root, record) if streamed else []
 
@@ -247,7 +248,7 @@ def _crew(invocation: Invocation, record: RunRecord, resources: Resources) -> Cr
     on_gpu = resources.use_gpus(config.execution)
     detector = ray.put(_detector(invocation, record, resources, "cuda" if on_gpu else "cpu"))
     if config.detect.source == "stored":
-        gpus = 1 if on_gpu and config.needs_head else 0
+        gpus = resources.gpu_share if on_gpu and config.needs_head else 0
         return TaskCrew(detect_shard, 2 * resources.cpus, detector, gpus=gpus)
     from jobs.detect_actor import DetectActor
 

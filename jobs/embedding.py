@@ -18,16 +18,16 @@ from jobs.features import FeatureShard, feature_shards
 from jobs.heads import StoredHead, network_layer, read_head
 from jobs.index import Index
 from jobs.sharded import ShardedDataset, make_shards
-from jobs.stages import Invocation, embedded_images
+from jobs.stages import Invocation
 from jobs.trial import Trial
 from jobs.versions import PRODUCER
 from pipeline.head import Embedder
 from pipeline.phases import PhaseClock
 from storage.columns import vector_column, vectors_of
 from storage.commits import Commit
-from storage.manifest import Manifest, read_manifest
+from storage.manifest import recorded_manifest
 from storage.root import Root
-from storage.runs import DatasetRecord, RunRecord, dataset_record
+from storage.runs import DatasetRecord, RunRecord
 from storage.scan import scan_file
 from storage.schemas import VECTOR_COLUMN, schema
 from storage.shards import Shard
@@ -62,7 +62,7 @@ def embed(
     config, root = invocation.config, invocation.root
     if config.svm.layer == "pool5":
         raise UsageError("svm.layer is pool5, of which there is nothing to embed; use fc6, fc7, ftfc6 or ftfc7")
-    image_ids = embedded_images(config, index)
+    image_ids = index.images_in(config.dataset.train_splits)
     method = embed_method(config.svm.layer, record, image_ids)
     sources = _sources(root, record)
     datasets = []
@@ -117,7 +117,7 @@ def _sources(root: Root, record: RunRecord) -> dict[str, dict[str, tuple[str, st
     found: dict[str, dict[str, tuple[str, str, FeatureShard | str]]] = {
         "embeddings": {shard.shard: (shard.first, shard.last, shard) for shard in feature_shards(root, record)}
     }
-    manifest = _manifest(root, record, "truth_features")
+    manifest = recorded_manifest(root, record, "truth_features")
     rows = manifest.table.select(["shard", "first_image", "last_image"]).to_pylist()
     found["truth_embeddings"] = {
         row["shard"]: (row["first_image"], row["last_image"], key) for row, key in zip(rows, manifest.keys, strict=True)
@@ -125,13 +125,8 @@ def _sources(root: Root, record: RunRecord) -> dict[str, dict[str, tuple[str, st
     return found
 
 
-def _manifest(root: Root, record: RunRecord, dataset: str) -> Manifest:
-    entry = dataset_record(record, dataset)
-    assert entry.manifest is not None
-    return read_manifest(root, dataset, entry.method, entry.manifest)
-
-
 def _crew(invocation: Invocation, record: RunRecord, resources: Resources) -> TaskCrew:
     on_gpu = resources.use_gpus(invocation.config.execution)
     head = ray.put(read_head(invocation.root, record))
-    return TaskCrew(embed_shard, 2 * resources.cpus, head, "cuda" if on_gpu else "cpu", gpus=1 if on_gpu else 0)
+    gpus = resources.gpu_share if on_gpu else 0
+    return TaskCrew(embed_shard, 2 * resources.cpus, head, "cuda" if on_gpu else "cpu", gpus=gpus)

@@ -19,9 +19,9 @@ from jobs.stages import Invocation
 from jobs.versions import PRODUCER
 from pipeline.phases import PhaseClock
 from storage.columns import boxes_of
-from storage.manifest import read_manifest
+from storage.manifest import read_manifest, recorded_manifest
 from storage.root import Root
-from storage.runs import DatasetRecord, RunRecord, dataset_record
+from storage.runs import DatasetRecord, RunRecord
 from storage.scan import scan_manifest
 from storage.schemas import schema
 
@@ -166,9 +166,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def stored_detections(root: Root, record: RunRecord) -> pa.Table:
     """All rows of a run's ``detections``, by image."""
-    entry = dataset_record(record, "detections")
-    assert entry.manifest is not None
-    manifest = read_manifest(root, "detections", entry.method, entry.manifest)
+    manifest = recorded_manifest(root, record, "detections")
     layout = schema("detections")
     return pa.concat_tables([layout.empty_table(), *(part.cast(layout) for part in scan_manifest(root, manifest))])
 

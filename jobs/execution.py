@@ -15,6 +15,9 @@ from jobs.settings import Settings
 _MEMORY_PER_ACTOR = 1536 * 1024 * 1024
 """What an extraction actor on a CPU needs: torch, a body, a few buffers of 64 MB."""
 
+_TASKS_PER_GPU = 8
+"""One-core tasks that share a GPU: each holds a head there, and the half gigabyte that a process costs."""
+
 
 class ExecutionConfig(Settings):
     """The ``execution:`` section of the config."""
@@ -64,15 +67,54 @@ class ExecutionConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Resources:
-    """What the cluster has for us. ``node_cpus`` and ``node_memory`` (bytes): what one task can have, on the largest
-    node."""
+class Node:
+    """What one machine of the cluster has for us; ``memory`` in bytes."""
 
     cpus: int
     gpus: int
     memory: int
-    node_memory: int
-    node_cpus: int
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the cluster has for us."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> int:
+        """Cores of all nodes."""
+        return max(1, sum(node.cpus for node in self.nodes))
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all nodes."""
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all nodes."""
+        return sum(node.memory for node in self.nodes)
+
+    @property
+    def node_cpus(self) -> int:
+        """Cores that one task can have."""
+        return max((node.cpus for node in self.nodes), default=1)
+
+    @property
+    def node_memory(self) -> int:
+        """Bytes that one task can have."""
+        return max((node.memory for node in self.nodes), default=0)
+
+    @property
+    def gpu_share(self) -> float:
+        """Share of a GPU for tasks of one core that need it now and then, so that as many run as there are cores."""
+        return 1 / max(1, min(_TASKS_PER_GPU, self.cpus // max(1, self.gpus)))
+
+    def room_for(self, cpus: int, gpus: int) -> int:
+        """How many workers of so many cores and GPUs each fit onto the nodes together."""
+        fits = (min(node.cpus // max(cpus, 1), node.gpus // gpus if gpus else node.cpus) for node in self.nodes)
+        return sum(fits)
 
     def use_gpus(self, config: ExecutionConfig) -> bool:
         """Whether the extraction actors sit on GPUs. UsageError if they should and there are none."""
@@ -118,14 +160,9 @@ class RaySession:
             if not ray.is_initialized():
                 self._ours = True
                 _connect(self._config)
-            total = ray.cluster_resources()
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             self._resources = Resources(
-                int(total.get("CPU", 1)),
-                int(total.get("GPU", 0)),
-                int(total.get("memory", 0)),
-                int(max((node.get("memory", 0) for node in nodes), default=0)),
-                int(max((node.get("CPU", 1) for node in nodes), default=1)),
+                tuple(Node(*(int(node.get(name, 0)) for name in ("CPU", "GPU", "memory"))) for node in alive)
             )
         return self._resources
 

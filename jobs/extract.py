@@ -152,16 +152,19 @@ def truth_method(config: FeaturesConfig, weights: str, index: str) -> str:
 def file_metadata(config: FeaturesConfig, body: LoadedBody, method: str, producer: str) -> dict[str, str]:
     """What a feature file says about itself."""
     geometry = body.spec.geometry
-    return {
-        "method": method,
-        "source": config.source,
-        "body": config.body,
-        "weights_digest": body.digest,
+    found = {
         "stride": str(geometry.stride),
         "centre": str(geometry.centre),
         "scales": ",".join(map(str, config.scales)),
         "scale_rule": config.scale_rule,
         "mapping": config.mapping,
+    }
+    return {
+        "method": method,
+        "source": config.source,
+        "body": config.body,
+        "weights_digest": body.digest,
+        **(found if config.source == "windows" else {}),
         "levels": ",".join(map(str, config.pyramid)),
         "order": "level,bin,channel",
         "dtype": "float16",

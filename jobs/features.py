@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from pipeline import pyramid
 from pipeline.phases import PhaseClock
 from storage.columns import vector_column, vectors_of, windows_of
-from storage.manifest import Manifest, read_manifest
+from storage.manifest import Manifest, recorded_manifest
 from storage.root import Root, open_root
-from storage.runs import DatasetRecord, RunRecord, dataset_record, read_run
+from storage.runs import DatasetRecord, RunRecord, read_run
 from storage.scan import file_metadata, scan_file
 from storage.schemas import MAP_COLUMN, VECTOR_COLUMN
 
@@ -125,7 +125,7 @@ def feature_shards(root: Root, record: RunRecord) -> list[FeatureShard]:
     """The shards of a run's features, in image order. StorageError, naming the verb, if they are not complete."""
     manifest, maps = feature_manifest(root, record), None
     if manifest.dataset == "windows":
-        stored = _manifest(root, record, "maps")
+        stored = recorded_manifest(root, record, "maps")
         maps = dict(zip(stored.table["shard"].to_pylist(), stored.keys, strict=True))
     rows = manifest.table.select(["shard", "first_image", "last_image"]).to_pylist()
     return [
@@ -140,7 +140,7 @@ def vector_shards(root: Root, record: RunRecord, layer: str) -> list[FeatureShar
     """The shards of what SVMs on ``layer`` see: features, or stored outputs of the head."""
     if layer == "pool5":
         return feature_shards(root, record)
-    manifest = _manifest(root, record, "embeddings")
+    manifest = recorded_manifest(root, record, "embeddings")
     rows = manifest.table.select(["shard", "first_image", "last_image"]).to_pylist()
     return [
         FeatureShard(root, row["shard"], key, None, row["first_image"], row["last_image"])
@@ -156,7 +156,7 @@ def truth_dataset(layer: str) -> str:
 def feature_manifest(root: Root, record: RunRecord) -> Manifest:
     """The manifest of ``features``, or that of ``windows`` in a store of conv maps: both have the same digest."""
     stored = "windows" not in record.datasets or _complete(record.datasets.get("features"))
-    return _manifest(root, record, "features" if stored else "windows")
+    return recorded_manifest(root, record, "features" if stored else "windows")
 
 
 def pool_maps(
@@ -188,9 +188,3 @@ def with_vectors(windows: pa.Table, vectors: NDArray[np.float16]) -> pa.Table:
 
 def _complete(entry: DatasetRecord | None) -> bool:
     return entry is not None and entry.manifest is not None
-
-
-def _manifest(root: Root, record: RunRecord, dataset: str) -> Manifest:
-    entry = dataset_record(record, dataset)
-    assert entry.manifest is not None
-    return read_manifest(root, dataset, entry.method, entry.manifest)

@@ -47,8 +47,6 @@ class HeadConfig(Settings):
     initialisation; auto: pretrained where there are some."""
     seed: int = Field(0, ge=0)
     """Of the random weights."""
-    embed: Literal["train", "all"] = Field("train", json_schema_extra=NOT_IDENTITY)
-    """Images whose outputs of svm.layer are stored: those of the training splits, or all. Detection needs none."""
     svd_rank: tuple[int, int] | None = Field(None, json_schema_extra=NOT_IDENTITY)
     """Detect with fc6 and fc7 truncated to these ranks, such as [1024, 256] (Fast R-CNN 3.1); null: as they are."""
 

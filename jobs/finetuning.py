@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
-from typing import Any
 
 import numpy as np
 import ray
@@ -15,27 +10,24 @@ from numpy.typing import NDArray
 
 from jobs.config import RunConfig
 from jobs.errors import RunFailed, UsageError
-from jobs.execution import ExecutionConfig, RaySession, Resources
+from jobs.execution import RaySession, Resources
 from jobs.extract import LoadedBody, file_metadata, load_body, truth_method, vector_length
 from jobs.finetune import head_method, window_shards, windows_method
-from jobs.head_training import TrainHead, initial_head, publish_head, train_head
+from jobs.head_training import TrainHead, initial_head, publish_head
+from jobs.head_workers import run_training, training_threads
 from jobs.index import Index, object_digests
 from jobs.reduce import done_already
 from jobs.sharded import ShardedDataset, make_shards
 from jobs.stages import Invocation
-from jobs.tasks import as_task, results
 from jobs.training_data import objects_of
 from jobs.trial import Trial
-from jobs.upstream import failed_upstream, image_files, proposal_files
+from jobs.upstream import failed_in, image_files, proposal_files
 from jobs.versions import PRODUCER
 from jobs.works import actor_crew
 from pipeline.bodies import load_classifier
-from storage.manifest import read_manifest
+from storage.manifest import recorded_manifest
 from storage.runs import DatasetRecord, RunRecord, dataset_record
 from storage.shards import Shard
-
-_BESIDE_GPU = 4
-"""Threads of a worker that trains on a GPU: they gather mini-batches."""
 
 
 def finetune(
@@ -90,7 +82,7 @@ def _windows(
     names = tuple(index.class_names())
     objects = objects_of(index, digests, names)
     files, proposed = image_files(index), proposal_files(root, record)
-    failed = failed_upstream(root, record)
+    failed = failed_in(root, record, ("proposals",))  # whose manifest the method id hashes; others are tried here
     metadata = file_metadata(config.features, body, method, PRODUCER)
 
     def make(shard: Shard, revision: int, trial: Trial) -> WindowShard:
@@ -135,9 +127,7 @@ def _make_head(
     keys: tuple[str, ...] = ()
     rows = 0
     if fine:
-        entry = dataset_record(record, "training_windows")
-        assert entry.manifest is not None
-        manifest = read_manifest(root, "training_windows", entry.method, entry.manifest)
+        manifest = recorded_manifest(root, record, "training_windows")
         keys, rows = tuple(manifest.keys), manifest.rows
     work = TrainHead(
         root,
@@ -150,8 +140,9 @@ def _make_head(
         config.head,
         config.finetune,
         "cuda" if on_gpu else "cpu",
-        _threads(config.execution, resources, on_gpu),
+        training_threads(config.execution, resources, on_gpu) if fine else 1,
         config.execution.checkpoint_seconds,
+        classifier is not None,
         {
             "method": method,
             "classes": json.dumps(class_names),
@@ -170,15 +161,7 @@ def _make_head(
             )
         publish_head(work, initial_head(work, classifier, 1.0), {})
         return
-    _train(work, ray.put(classifier), config, resources)
-
-
-def _threads(execution: ExecutionConfig, resources: Resources, on_gpu: bool) -> int:
-    """CPU threads of a worker: no more than a node has, nor than leaves each of several workers its share."""
-    share = min(resources.node_cpus, max(1, resources.cpus // execution.train_workers))
-    if execution.train_threads == "auto":
-        return min(_BESIDE_GPU, share) if on_gpu else share
-    return min(execution.train_threads, share)
+    run_training(work, ray.put(classifier), config.execution, resources)
 
 
 def _classifier(config: RunConfig, body: LoadedBody) -> dict[str, NDArray[np.float32]] | None:
@@ -196,93 +179,12 @@ def _classifier(config: RunConfig, body: LoadedBody) -> dict[str, NDArray[np.flo
         if wanted == "pretrained":
             raise UsageError("head.initial is pretrained, which needs level 6 in features.pyramid; add it, or use he")
         return None
-    return None if state is None else {name: values.numpy() for name, values in state.items()}
-
-
-def _train(work: TrainHead, classifier: ray.ObjectRef, config: RunConfig, resources: Resources) -> None:
-    """Train on one worker, or on several together, and say how it goes."""
-    workers = config.execution.train_workers
-    gpus = 1 if work.device == "cuda" else 0
-    if workers == 1:
-        ref = as_task(train_head, num_cpus=work.threads, num_gpus=gpus).remote(work, classifier)
-
-        def one() -> None:
-            results("finetune", [ref])
-
-        _told(work, one, config.execution.progress_seconds)
-        return
-    for share in (round(work.config.batch * work.config.foreground), work.config.batch):
-        if share % workers:
-            raise UsageError(
-                f"execution.train_workers is {workers}, which does not divide the {share} windows of a mini-batch "
-                f"(its foreground, and the whole); choose a number that divides both"
-            )
-    _told(work, lambda: _train_together(work, classifier, workers, gpus), config.execution.progress_seconds)
-
-
-def _train_together(work: TrainHead, classifier: ray.ObjectRef, workers: int, gpus: int) -> None:
-    """On several workers, by Ray Train (DistributedDataParallel); a worker that is lost is replaced."""
-    import ray.train
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    trainer = TorchTrainer(
-        _train_as_one_of_several,
-        train_loop_config={"work": work, "classifier": classifier},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": work.threads, "GPU": gpus}
-        ),
-        run_config=ray.train.RunConfig(
-            name="ray-train",
-            storage_path=work.root.path(f"checkpoints/{work.method}"),
-            storage_filesystem=work.root.arrow_fs(),
-            failure_config=ray.train.FailureConfig(max_failures=3),
-        ),
-    )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise RunFailed(
-            f"finetune: {(str(error).strip().splitlines() or [''])[-1]}; run the same command again"
-        ) from error
-
-
-def _train_as_one_of_several(loop: Mapping[str, Any]) -> None:
-    import ray.train
-    import ray.train.torch
-
-    context = ray.train.get_context()
-    train_head(
-        loop["work"],
-        ray.get(loop["classifier"]),
-        context.get_world_rank(),
-        context.get_world_size(),
-        ray.train.torch.prepare_model,
-    )
-
-
-def _told(work: TrainHead, training: Callable[[], None], every: float) -> None:
-    """Wait for ``training``, and print each new point of its curve."""
-    last = b""
-    with ThreadPoolExecutor(1) as waiter:
-        future = waiter.submit(training)
-        while True:
-            done = not wait_for([future], timeout=every).not_done
-            point = work.root.read(work.progress_key) if work.root.exists(work.progress_key) else b""
-            if point != last:
-                print(f"finetune: {_described(json.loads(point))}", file=sys.stderr, flush=True)
-                last = point
-            if done:
-                break
-        future.result()
-    if work.root.exists(work.progress_key):
-        work.root.delete(work.progress_key)
-
-
-def _described(point: Mapping[str, Any]) -> str:
-    held_out = ""
-    if point["held_out_loss"] is not None:
-        held_out = f", held-out loss {point['held_out_loss']:.4f} and accuracy {point['held_out_accuracy']:.3f}"
-    return (
-        f"{point['phase']}, {point['iteration']:,} iterations at {point['rate']:g}: loss {point['loss']:.4f}{held_out}"
-    )
+    if state is None:
+        return None
+    sizes = (len(state["fc6.bias"]), len(state["fc7.bias"]))
+    if config.head.sizes != sizes:
+        raise UsageError(
+            f"head.sizes is {list(config.head.sizes)}, but the fc6 and fc7 that come with the weights have "
+            f"{list(sizes)} outputs; leave it at that, or use head.initial: he"
+        )
+    return {name: values.numpy() for name, values in state.items()}

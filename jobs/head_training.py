@@ -1,14 +1,16 @@
 """What a worker does to train a head: it reads the training windows, goes through the phases, and publishes the head.
 
 Phases, where the learning rate is chosen: a short trial of each rate on the images that are not held out; one training
-at the best rate, which falls whenever the held-out loss stands still; and the final one, from the beginning, on all
-images, through the rates and iterations that were best. Elsewhere only the last.
+at the best rate (at the next best, if the loss is no number there any more), which falls whenever the held-out loss
+stands still; and the final one, from the beginning, on all images, through the rates and iterations that were best.
+Elsewhere only the last.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.distributed
 from numpy.typing import NDArray
 from torch import nn
 
@@ -40,6 +43,7 @@ from pipeline.finetuning import (
 )
 from pipeline.head import Head, new_head, over_array, pretrained_head
 from pipeline.phases import PhaseClock
+from pipeline.pyramid import bin_count
 from storage.columns import vectors_of
 from storage.root import Root
 from storage.scan import scan_file
@@ -52,6 +56,8 @@ _RMS_ROWS = 4096
 """Windows from which the size of a vector's values is learned: the first, so that every worker finds the same."""
 
 FINAL = "final"
+_FINAL_NUMBER = 0xFFFF
+"""Of the phase, in the keys of checkpoints; others count from 0."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,14 @@ class TrainHead:
     device: str
     threads: int
     checkpoint_seconds: float
+    pretrained: bool
     metadata: dict[str, str]
+
+    @property
+    def chooses(self) -> bool:
+        """Whether rates and iterations are chosen on held-out images."""
+        schedule = self.config.schedule
+        return schedule == "plateau" or (schedule == "auto" and not self.pretrained)
 
     @property
     def progress_key(self) -> str:
@@ -86,12 +99,16 @@ def train_head(
     workers: int = 1,
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
 ) -> None:
-    """Train and publish the head; one of ``workers`` that do this together trains on its part of the windows."""
+    """Train and publish the head; one of ``workers`` that do this together trains on its part of the windows.
+
+    Raises TrainingError, for which another attempt is of no use.
+    """
     torch.set_num_threads(work.threads)
     clock = PhaseClock()
     with tempfile.TemporaryFile() as spool:
         with clock.phase("read"):
             data = _TrainingWindows.read(work, spool, rank, workers)
+            data.check(work.chooses)
         story = _Story(work, classifier, data, rank, workers, wrap)
         with clock.phase("train"):
             head = story.tell()
@@ -133,7 +150,7 @@ def initial_head(work: TrainHead, classifier: Tensors | None, rms: float) -> Hea
         return pretrained_head(
             state, work.channels, work.levels, outputs=outputs, dropout=work.head.dropout, seed=work.head.seed
         )
-    dim = work.channels * sum(n * n for n in work.levels)
+    dim = work.channels * bin_count(work.levels)
     return new_head(dim, work.head.sizes, outputs, dropout=work.head.dropout, seed=work.head.seed, rms=rms)
 
 
@@ -150,9 +167,12 @@ class _TrainingWindows:
     @classmethod
     def read(cls, work: TrainHead, spool: Any, rank: int, workers: int) -> _TrainingWindows:
         """Into a file mapped to memory: the system keeps of it what fits. A worker takes every ``workers``-th row."""
-        dim = work.channels * sum(n * n for n in work.levels)
+        dim = work.channels * bin_count(work.levels)
         number = {name: i for i, name in enumerate(work.class_names, 1)}
         count = len(range(rank, work.rows, workers))
+        os.posix_fallocate(
+            spool.fileno(), 0, 2 * max(count, 1) * dim
+        )  # a full disk is an error now, not a signal later
         vectors = np.memmap(spool, np.float16, "w+", shape=(max(count, 1), dim))
         labels = np.empty(count, np.int64)
         front, back, seen, squares, measured = 0, count, 0, 0.0, 0
@@ -166,7 +186,7 @@ class _TrainingWindows:
                 seen += len(part)
                 names = table["class_name"].to_pylist()
                 own = [number[names[row]] if names[row] is not None else 0 for row in mine]
-                if _is_held_out(work.config, table["image_id"][0].as_py()):
+                if work.chooses and _is_held_out(work.config, table["image_id"][0].as_py()):
                     back -= len(mine)
                     place = slice(back, back + len(mine))
                 else:
@@ -176,6 +196,19 @@ class _TrainingWindows:
         rms = math.sqrt(squares / (measured * dim)) if measured else 0.0
         whole = Windows(vectors[:count], labels)
         return cls(whole, Windows(vectors[:front], labels[:front]), Windows(vectors[front:count], labels[front:]), rms)
+
+    def check(self, chooses: bool) -> None:
+        """Raises TrainingError if there is nothing to train on, or to choose by."""
+        parts = [("", self.all)]
+        if chooses:
+            parts = [(" of the images that are held out", self.held_out), (" of those that are not", self.chosen_on)]
+        for name, part in parts:
+            for kind, there in (("foreground", part.labels > 0), ("background", part.labels == 0)):
+                if not there.any():
+                    raise TrainingError(
+                        f"there is no {kind} window{name}; give more training images"
+                        + (", change finetune.held_out, or give finetune.schedule rates and iterations" if name else "")
+                    )
 
 
 def _is_held_out(config: FinetuneConfig, image_id: str) -> bool:
@@ -199,7 +232,7 @@ class _Story:
         self.outcomes: dict[str, Trained] = {}
         self._work, self._classifier, self._data = work, classifier, data
         self._rank, self._workers, self._wrap = rank, workers, wrap
-        self._stored = last_checkpoint(work.root, work.method)
+        self._stored = self._last_checkpoint()
         self._diverged: set[str] = set()
         if self._stored is not None:
             earlier = self._stored[3]["earlier"]
@@ -209,14 +242,13 @@ class _Story:
     def tell(self) -> Head:
         """The trained head."""
         schedule = self._work.config.schedule
-        if schedule == "paper" or (schedule == "auto" and self._classifier is not None):
-            steps: Sequence[Step] = PAPER
-        elif schedule in ("auto", "plateau"):
+        if self._work.chooses:
             steps = self._choose()
+        elif isinstance(schedule, str):
+            steps = PAPER
         else:
-            assert not isinstance(schedule, str)
             steps = [Step(rate, iterations) for rate, iterations in schedule]
-        head = self._phase(FINAL, len(self._work.config.learning_rates) + 1, steps, self._data.all, None)
+        head = self._phase(FINAL, _FINAL_NUMBER, steps, self._data.all, None)
         assert head is not None
         return head
 
@@ -229,13 +261,14 @@ class _Story:
             self._phase(phase, number, steps, data.chosen_on, data.held_out, config.trial_iterations)
             if phase not in self._diverged:
                 losses[rate] = self.outcomes[phase].curve[-1].held_out_loss or 0.0
-        if not losses:
-            raise TrainingError("finetune.learning_rates: the loss was no number at any of them; try lower ones")
-        best = min(losses, key=lambda rate: losses[rate])
-        plateau = Plateau(best, config.max_iterations, patience=config.patience, drops=config.drops)
-        self._phase("plateau", len(config.learning_rates), plateau, data.chosen_on, data.held_out)
-        outcome = self.outcomes["plateau"]
-        return outcome.steps_until(outcome.best().iteration)
+        for number, rate in enumerate(sorted(losses, key=lambda rate: losses[rate]), len(config.learning_rates)):
+            phase = f"plateau {rate:g}"
+            plateau = Plateau(rate, config.max_iterations, patience=config.patience, drops=config.drops)
+            self._phase(phase, number, plateau, data.chosen_on, data.held_out)
+            if phase not in self._diverged:
+                outcome = self.outcomes[phase]
+                return outcome.steps_until(outcome.best().iteration)
+        raise TrainingError("the loss was no number at any of finetune.learning_rates; try lower ones")
 
     def _phase(
         self,
@@ -274,11 +307,23 @@ class _Story:
                 watch=lambda point: self._tell_driver(phase, point),
             )
         except Diverged:
-            if not phase.startswith("trial"):
+            if phase == FINAL:
                 raise
             self._diverged.add(phase)
             self.outcomes[phase] = Trained()
         return head
+
+    def _last_checkpoint(self) -> tuple[int, int, Tensors, dict[str, Any]] | None:
+        """The newest checkpoint; of several workers all take the one that the first has found."""
+        found = last_checkpoint(self._work.root, self._work.method) if self._rank == 0 else None
+        if self._workers == 1:
+            return found
+        place = torch.tensor(found[:2] if found else (-1, -1), dtype=torch.int64, device=self._work.device)
+        torch.distributed.broadcast(place, src=0)
+        phase, iteration = place.tolist()
+        if self._rank == 0 or phase < 0:
+            return found
+        return last_checkpoint(self._work.root, self._work.method, (phase, iteration))
 
     def _tell_driver(self, phase: str, point: CurvePoint) -> None:
         if self._rank == 0:

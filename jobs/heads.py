@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.head import Embedder, Head, Layer, head_of, over_array
-from storage.manifest import read_manifest
+from storage.manifest import recorded_manifest
 from storage.root import Root
-from storage.runs import RunRecord, dataset_record
+from storage.runs import RunRecord
 from storage.scan import file_metadata
 from storage.tensors import read_tensors
 
@@ -52,7 +52,5 @@ def network_layer(layer: str) -> Layer:
 
 
 def _key(root: Root, record: RunRecord) -> str:
-    entry = dataset_record(record, "head")
-    assert entry.manifest is not None
-    (key,) = read_manifest(root, "head", entry.method, entry.manifest).keys
+    (key,) = recorded_manifest(root, record, "head").keys
     return key

@@ -18,7 +18,6 @@ from jobs.stages import (
     DATASETS_OF,
     REDUCE_STAGES,
     Invocation,
-    embedded_images,
     planned_datasets,
     reduce_images,
     reduce_method_of,
@@ -149,7 +148,7 @@ def _keys(
     elif dataset in ("embeddings", "truth_embeddings"):
         source = "truth_features" if dataset == "truth_embeddings" else "features"
         source = source if source in surveys else "windows"
-        wanted = set(embedded_images(config, index))
+        wanted = set(index.images_in(config.dataset.train_splits))
         held = {s.key: len(wanted.intersection(s.image_ids)) for s in surveys[source].dataset.shards}
         return {key: images for key, images in held.items() if images}
     else:

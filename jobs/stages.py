@@ -66,13 +66,6 @@ def run_stages(config: RunConfig, until: str = STAGES[-1]) -> tuple[str, ...]:
     return tuple(s for s in STAGES[: STAGES.index(until) + 1] if s == until or not unasked.get(s, False))
 
 
-def embedded_images(config: RunConfig, index: Index) -> list[str]:
-    """The images whose outputs of a layer are stored."""
-    dataset = config.dataset
-    splits = dataset.train_splits if config.head.embed == "train" else dataset.splits
-    return index.images_in(splits)
-
-
 def planned_datasets(config: RunConfig, index: Index, index_method: str, body: LoadedBody | None) -> list[MapDataset]:
     """The map datasets of a config: proposals, and with a body truth_features and features (or windows and maps)."""
     digests = index.digests()
@@ -159,7 +152,7 @@ def reduce_method_of(stage: str, config: RunConfig, record: RunRecord, index: In
         annotated = object_digests(index, config.dataset.train_splits)
         return head_method(config.head, finetune, record, index.class_names(), annotated)
     if stage == "embed":
-        return embed_method(config.svm.layer, record, embedded_images(config, index))
+        return embed_method(config.svm.layer, record, index.images_in(config.dataset.train_splits))
     if stage == "train-svm":
         return svm_method(config.svm, record, index.images_in(config.dataset.train_splits))
     if stage == "train-bbox":
@@ -172,8 +165,6 @@ def reduce_method_of(stage: str, config: RunConfig, record: RunRecord, index: In
 
 def reduce_images(stage: str, config: RunConfig, index: Index) -> list[str]:
     """The images that one of ``REDUCE_STAGES`` looks at."""
-    if stage == "embed":
-        return embedded_images(config, index)
     dataset = config.dataset
     return index.images_in(dataset.test_splits if stage in ("detect", "evaluate") else dataset.train_splits)
 

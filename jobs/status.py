@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.combine import STAGE as COMBINE
-from jobs.combine import combined_runs, is_behind
 from jobs.config import RunConfig
 from jobs.errors import UsageError
 from jobs.finetune import windows_method
+from jobs.measured import COMBINE, combined_runs, is_behind
 from jobs.shards import Survey, survey_after
 from jobs.stages import (
     DATASETS_OF,

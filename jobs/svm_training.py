@@ -31,9 +31,9 @@ from pipeline.scoring import LinearScorer, mean_norm
 from pipeline.svm import GramSolver, LinearSvcSolver, SvmProblem, SvmSolver
 from storage.columns import vectors_of
 from storage.commits import LedgerRow
-from storage.manifest import read_manifest
+from storage.manifest import recorded_manifest
 from storage.root import Root
-from storage.runs import DatasetRecord, RunRecord, dataset_record
+from storage.runs import DatasetRecord, RunRecord
 from storage.scan import scan_manifest
 from storage.schemas import VECTOR_COLUMN, schema
 
@@ -74,9 +74,7 @@ def _positives(
     root: Root, record: RunRecord, dataset: str, class_names: Sequence[str], difficult: bool
 ) -> dict[str, NDArray[np.float16]]:
     """The vectors of each class's ground-truth boxes, (n, dim); classes without any are absent."""
-    entry = dataset_record(record, dataset)
-    assert entry.manifest is not None
-    manifest = read_manifest(root, dataset, entry.method, entry.manifest)
+    manifest = recorded_manifest(root, record, dataset)
     held: dict[str, list[NDArray[np.float16]]] = {name: [] for name in class_names}
     for table in scan_manifest(root, manifest, ["class_name", "difficult", VECTOR_COLUMN]):
         vectors, own = vectors_of(table[VECTOR_COLUMN]), positive_rows(table, class_names, difficult)

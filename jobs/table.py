@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.combine import matched_detections
 from jobs.config import RunConfig
 from jobs.errors import UsageError
 from jobs.extract import load_body
+from jobs.measured import check_current, check_same, matched_detections, read_measured
 from jobs.printing import print_table
 from jobs.run import run
 from jobs.stages import Invocation, recorded_index, run_stages
@@ -77,13 +77,15 @@ class Difference:
 
 @dataclass
 class Table:
-    """What ``spp table`` shows. ``seconds``: column to phase to worker seconds per image."""
+    """What ``spp table`` shows. ``seconds``: column to phase to worker seconds per image. ``exit_code``: the highest of
+    its runs."""
 
     images: int
     titles: dict[str, str]
     cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
+    exit_code: int = 0
 
 
 def make_table(invocation: Invocation, columns: Sequence[str], rows: Sequence[str], only_print: bool = False) -> Table:
@@ -113,6 +115,10 @@ def make_table(invocation: Invocation, columns: Sequence[str], rows: Sequence[st
     done = {place: record for place, record in records.items() if _measured(record)}
     if not done:
         raise UsageError("no run of the table is there yet; run `spp table` without --only-print")
+    parts = [read_measured(invocation.root, record.name) for record in done.values()]
+    for part in parts:
+        check_same(parts[0], part)
+        check_current(invocation.root, part)
     return _read(invocation.root, done, {column: _title(invocation.config, column) for column in columns})
 
 
@@ -159,6 +165,8 @@ def _read(root: Root, records: Mapping[tuple[str, str], RunRecord], titles: dict
     made = Table(len(image_ids), titles)
     matched = [matched_detections(root, record, config, index, image_ids) for record in records.values()]
     maps = bootstrap_maps(matched, max(1, len(image_ids)), thresholds=config.evaluate.thresholds)
+    for row, column in sorted(records, key=lambda place: list(ROWS).index(place[0])):
+        made.seconds[column] = seconds_per_image(records[row, column])  # of the last row, whatever order was asked for
     for (place, record), resampled in zip(records.items(), maps.map_11, strict=True):
         measured = record.datasets["metrics"].quality
         classes = {row["class_name"]: row["ap_11"] for row in measured["classes"]}
@@ -170,8 +178,8 @@ def _read(root: Root, records: Mapping[tuple[str, str], RunRecord], titles: dict
             classes,
             None if measured["map_11"] is None else interval(resampled),
         )
-        made.seconds[place[1]] = seconds_per_image(record)
     made.differences = list(_differences(made, list(records), maps))
+    made.exit_code = max(record.exit_code or 0 for record in records.values())
     return made
 
 
@@ -205,10 +213,10 @@ def _differences(table: Table, places: Sequence[tuple[str, str]], maps: Bootstra
 def seconds_per_image(record: RunRecord) -> dict[str, float]:
     """Phase of the paper's Table 9 to worker seconds per image of a run's features and detections."""
     datasets = record.datasets
-    features = datasets["windows" if "windows" in datasets and "features" not in datasets else "features"]
+    features = datasets["windows" if "windows" in datasets else "features"]  # vectors may have been made of maps
     detections = datasets["detections"]
     counted: dict[str, list[tuple[DatasetRecord, tuple[str, ...]]]] = {
-        "conv": [(features, ("conv", "warp", "transfer"))],
+        "conv": [(features if not features.partial else detections, ("conv", "warp", "transfer"))],
         "pool": [(features, ("pool",)), (detections, ("pool",))],
         "fc": [(detections, ("fc",))],
         "SVM": [(detections, ("svm",))],
@@ -275,6 +283,7 @@ def as_json(table: Table) -> dict[str, Any]:
         "images": table.images,
         "cells": [vars(cell) for cell in table.cells.values()],
         "seconds": table.seconds,
+        "exit_code": table.exit_code,
         "differences": [vars(difference) for difference in table.differences],
     }
 

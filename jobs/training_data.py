@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from jobs.features import FeatureShard, truth_dataset, vector_shards
 from jobs.index import Index
 from pipeline.labels import positives
-from storage.manifest import read_manifest
+from storage.manifest import recorded_manifest
 from storage.root import Root
-from storage.runs import RunRecord, dataset_record
+from storage.runs import RunRecord
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ class TrainingData:
         ids = index.images_in(train_splits)
         names = tuple(index.class_names())
         objects = objects_of(index, ids, names)
-        entry = dataset_record(record, truth_dataset(layer))
-        assert entry.manifest is not None
-        manifest = read_manifest(root, truth_dataset(layer), entry.method, entry.manifest)
+        manifest = recorded_manifest(root, record, truth_dataset(layer))
         truth = list(zip(manifest.table.select(["first_image", "last_image"]).to_pylist(), manifest.keys, strict=True))
         shards = []
         for shard in sorted(vector_shards(root, record, layer), key=lambda s: s.shard):

@@ -10,9 +10,9 @@ from jobs.imagefile import ImageFile
 from jobs.index import Index
 from pipeline.boxes import Boxes
 from storage.columns import boxes_of
-from storage.manifest import read_manifest
+from storage.manifest import read_manifest, recorded_manifest
 from storage.root import Root
-from storage.runs import RunRecord, dataset_record
+from storage.runs import RunRecord
 from storage.scan import scan_file
 
 
@@ -24,9 +24,7 @@ def image_files(index: Index) -> dict[str, ImageFile]:
 
 def proposal_files(root: Root, record: RunRecord) -> list[tuple[str, str, str]]:
     """The files of a run's proposals, with their first and last image id."""
-    entry = dataset_record(record, "proposals")
-    assert entry.manifest is not None
-    manifest = read_manifest(root, "proposals", entry.method, entry.manifest)
+    manifest = recorded_manifest(root, record, "proposals")
     rows = manifest.table.select(["first_image", "last_image"]).to_pylist()
     return [(key, row["first_image"], row["last_image"]) for row, key in zip(rows, manifest.keys, strict=True)]
 
@@ -40,10 +38,10 @@ def proposed_boxes(root: Root, keys: Sequence[str], image_ids: Sequence[str]) ->
     return {image_id: np.concatenate(parts) for image_id, parts in found.items()}
 
 
-def failed_upstream(root: Root, record: RunRecord) -> frozenset[str]:
-    """Images without features, for they failed there or before."""
+def failed_in(root: Root, record: RunRecord, datasets: Sequence[str]) -> frozenset[str]:
+    """Images that failed in some of these datasets of a run."""
     ids: set[str] = set()
-    for name in ("proposals", "features", "windows"):
+    for name in datasets:
         entry = record.datasets.get(name)
         if entry is not None and entry.manifest is not None and entry.failed:
             ledger = read_manifest(root, name, entry.method, entry.manifest).ledger

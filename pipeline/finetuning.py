@@ -309,7 +309,7 @@ class _Run:
             self._plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 self._optimizer, factor=schedule.factor, patience=schedule.patience - 1, threshold=1e-3
             )
-        half = device.type == "cuda" and not torch.cuda.is_bf16_supported()
+        half = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
         self._scaler = torch.amp.GradScaler(device.type, enabled=half)
         self._type = torch.float16 if half else torch.bfloat16
         self._losses = torch.zeros((), dtype=torch.float64, device=device)
@@ -390,7 +390,8 @@ class _Run:
         self._losses.fill_(progress["losses"])
         self._counted = progress["counted"]
         self._set_rate(progress["rate"])
-        self._scaler.load_state_dict(progress["scaler"])
+        if progress["scaler"]:  # none of a training that was begun on another device
+            self._scaler.load_state_dict(progress["scaler"])
         if self._plateau is not None:
             self._plateau.load_state_dict({**self._plateau.state_dict(), **progress["plateau"]})
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from storage.commits import Commit, CommitName, LedgerRow, commit_key, read_commits
 from storage.identity import METHOD_LENGTH, digest
 from storage.root import Root, StorageError
+from storage.runs import RunRecord, dataset_record
 from storage.schemas import SCHEMA_VERSION, VERSION_KEY, check_version
 
 _SCHEMA = pa.schema(
@@ -126,6 +127,13 @@ def in_memory(root: Root, dataset: str, method: str, names: Sequence[CommitName]
     commits = sorted(read_commits(root, dataset, method, names), key=lambda c: (min(_ids(c), default=""), c.shard))
     table = pa.Table.from_pylist([_row(commit) for commit in commits], schema=_SCHEMA)
     return Manifest(dataset, method, manifest_digest(names), table)
+
+
+def recorded_manifest(root: Root, record: RunRecord, dataset: str) -> Manifest:
+    """The manifest of a complete dataset of a run. StorageError, naming the verb that makes it, if it is not."""
+    entry = dataset_record(record, dataset)
+    assert entry.manifest is not None
+    return read_manifest(root, dataset, entry.method, entry.manifest)
 
 
 def read_manifest(root: Root, dataset: str, method: str, ident: str) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -203,6 +204,16 @@ class Root:
     def delete(self, key: str) -> None:
         """Remove one file."""
         self.fs.rm_file(self.path(key))
+
+    def delete_if_there(self, key: str) -> None:
+        """Remove one file, unless somebody else did."""
+        with contextlib.suppress(FileNotFoundError):
+            self.delete(key)
+
+    def delete_folder(self, key: str) -> None:
+        """Remove all files under a folder, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.path(key), recursive=True)
 
     def arrow_fs(self) -> pyarrow.fs.FileSystem:
         """The same file system for pyarrow."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage.commits import Commit, CommitName, commit_key, data_key, winners
-from storage.root import Root
+from storage.root import Root, StorageError
 from storage.scan import file_metadata, scan_file
 from storage.schemas import WEIGHT_COLUMN, schema
 from storage.writer import ShardWriter
@@ -71,14 +71,25 @@ def save_checkpoint(
     _drop(root, method, _newest_first(root, method)[KEPT:])
 
 
-def last_checkpoint(root: Root, method: str) -> tuple[int, int, dict[str, NDArray[np.float32]], dict[str, Any]] | None:
-    """Phase, iteration, tensors and progress of the newest checkpoint of a training; None if it has none."""
-    names = _newest_first(root, method)
-    if not names:
-        return None
-    key = data_key("checkpoints", method, names[0])
-    progress = json.loads(file_metadata(root, key)["progress"])
-    return int(names[0].shard[:4], 16), int(names[0].shard[4:], 16), read_tensors(root, key), progress
+def last_checkpoint(
+    root: Root, method: str, place: tuple[int, int] | None = None
+) -> tuple[int, int, dict[str, NDArray[np.float32]], dict[str, Any]] | None:
+    """Phase, iteration, tensors and progress of a training's newest checkpoint that can be read; None without any.
+
+    ``place``: the one of this phase and iteration instead; StorageError if there is none.
+    """
+    for name in _newest_first(root, method):
+        found = int(name.shard[:4], 16), int(name.shard[4:], 16)
+        if place not in (None, found):
+            continue
+        key = data_key("checkpoints", method, name)
+        try:
+            return *found, read_tensors(root, key), json.loads(file_metadata(root, key)["progress"])
+        except (FileNotFoundError, pa.ArrowInvalid):  # dropped by another driver, or damaged
+            continue
+    if place is not None:
+        raise StorageError(f"the checkpoint of phase {place[0]}, iteration {place[1]} of {method} is gone")
+    return None
 
 
 def drop_checkpoints(root: Root, method: str) -> None:
@@ -94,7 +105,4 @@ def _drop(root: Root, method: str, names: Sequence[CommitName]) -> None:
     """The commit goes first: without it nobody looks for the data."""
     for name in names:
         for key in (commit_key("checkpoints", method, name), data_key("checkpoints", method, name)):
-            try:
-                root.delete(key)
-            except FileNotFoundError:  # another driver was here
-                continue
+            root.delete_if_there(key)  # another driver may have been here

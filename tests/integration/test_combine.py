@@ -12,8 +12,9 @@ import yaml
 
 import storage
 from jobs.cli import main
-from jobs.combine import combine, combine_command, compare, is_behind
+from jobs.combine import combine, combine_command, compare
 from jobs.errors import UsageError
+from jobs.measured import is_behind
 from pipeline.boxes import as_boxes, iou
 from storage.check import check_dataset
 from storage.root import Root, StorageError, open_root

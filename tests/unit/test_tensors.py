@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from storage.commits import data_key, winners
-from storage.root import Root
+from storage.root import Root, StorageError
 from storage.tensors import drop_checkpoints, last_checkpoint, read_tensors, save_checkpoint, write_tensors
 
 METHOD = "0123456789ab"
@@ -54,3 +55,15 @@ def test_a_checkpoint_without_its_commit_is_none(place: Root):
     newest = max(winners(place, "checkpoints", METHOD).values())
     place.delete(f"checkpoints/{METHOD}/commit/{newest.stem}.json")
     assert last_checkpoint(place, METHOD)[1] == 10
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(place: Root):
+    save_checkpoint(place, METHOD, 0, 10, tensors(), {}, "test")
+    save_checkpoint(place, METHOD, 1, 5, tensors(), {}, "test")
+    newest = max(winners(place, "checkpoints", METHOD).values())
+    key = data_key("checkpoints", METHOD, newest)
+    place.write(key, place.read(key)[:100])
+    assert last_checkpoint(place, METHOD)[:2] == (0, 10)
+    assert last_checkpoint(place, METHOD, (0, 10))[:2] == (0, 10)
+    with pytest.raises(StorageError, match="iteration 7"):
+        last_checkpoint(place, METHOD, (0, 7))
