@@ -46,6 +46,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
+_INTERRUPT = 130
+"""What typer makes of Ctrl-C."""
+_INTERRUPTED = "interrupted; the same command goes on where it stopped"
+
 ConfigOption = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML config of the run.")]
 RootOption = Annotated[
     str | None, typer.Option("--root", metavar="URL", help="Folder or fsspec URL of all datasets (or set SPP_ROOT).")
@@ -62,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. A user's mistake is one line on standard error."""
     try:
         outcome = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        if outcome == _INTERRUPT:
+            return _complain(_INTERRUPTED, 1)
         return outcome if isinstance(outcome, int) else 0
     except _click.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
@@ -77,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except store_errors() as error:
         return _complain(f"{type(error).__name__}: {error}; mend that and run the same command again", 1)
     except (typer.Abort, KeyboardInterrupt):
-        return _complain("interrupted; the same command goes on where it stopped", 1)
+        return _complain(_INTERRUPTED, 1)
 
 
 @app.command()

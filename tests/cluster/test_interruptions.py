@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -139,22 +140,21 @@ def test_a_killed_actor_costs_a_shard_not_the_run(config, tmp_path):
     assert_same_content(root, undisturbed(config, tmp_path / "other"))
 
 
-@pytest.mark.parametrize("kills", [1, 3])
-def test_a_fine_tuning_killed_at_random_steps_ends_with_the_same_weights(config, tmp_path, kills):
+def finetuned(config: Path, training: dict) -> None:
+    """Make the config one that fine-tunes a small head, with a checkpoint after every iteration."""
     sections = yaml.safe_load(config.read_text())
     sections["head"] = {"sizes": [64, 48]}
     sections["svm"] = {"layer": "ftfc7"}
     sections["features"]["scales"] = [160]
-    sections["finetune"] = {
-        "windows_per_image": 40,
-        "batch": 32,
-        "learning_rates": [0.01, 0.003],
-        "trial_iterations": 60,
-        "max_iterations": 150,
-        "measure_every": 25,
-    }
+    sections["finetune"] = {"windows_per_image": 40, "batch": 32, **training}
     sections["execution"] |= {"checkpoint_seconds": 0, "train_threads": 1}
     config.write_text(yaml.safe_dump(sections))
+
+
+@pytest.mark.parametrize("kills", [1, 3])
+def test_a_fine_tuning_killed_at_random_steps_ends_with_the_same_weights(config, tmp_path, kills):
+    chosen = {"learning_rates": [0.01, 0.003], "trial_iterations": 60, "max_iterations": 150, "measure_every": 25}
+    finetuned(config, chosen)
     root, other = tmp_path / "root", tmp_path / "other"
     random = np.random.default_rng()
     seen: set[str] = set()
@@ -176,3 +176,17 @@ def test_a_fine_tuning_killed_at_random_steps_ends_with_the_same_weights(config,
         keys = [k for k in ("image_id", "window_id", "phase", "iteration", "name") if k in one.column_names]
         assert one.sort_by([(k, "ascending") for k in keys]).equals(two.sort_by([(k, "ascending") for k in keys]))
     print("killed after", sorted(seen))
+
+
+def test_an_interrupt_ends_a_fine_tuning_at_once(config, tmp_path):
+    finetuned(config, {"schedule": [[0.001, 1_000_000]]})
+    root = tmp_path / "root"
+    process = start(config, root, until="finetune")
+    wait_until(lambda: bool(commits(root, "checkpoints")))
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted; the same command goes on where it stopped" in output
+    before = commits(root, "checkpoints")
+    time.sleep(2)
+    assert commits(root, "checkpoints") == before, "the worker went on"
