@@ -5,40 +5,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from torch.nn.functional import adaptive_max_pool2d
 
 from pipeline import pyramid
-from pipeline.bodies import BODIES, Body, BodySpec, load_state
+from pipeline.bodies import BODIES, Body, load_state
 from pipeline.boxes import as_boxes
 from pipeline.errors import BodyError, ImageError
 from pipeline.extraction import RegionExtractor
 from pipeline.phases import PhaseClock
-from pipeline.receptive_field import Layer
 from pipeline.windows import choose_scales, fitting_scales, map_windows
+from tests.small_body import SMALL_BODY
 
-
-class _Network(nn.Module):
-    """Stride 4, 5 channels, both signs."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(3, 6, 3, 2, 1)
-        self.second = nn.Conv2d(6, 5, 3, 2, 1)
-
-    def forward(self, batch):
-        return self.second(self.first(batch).relu())
-
-
-SPEC = BodySpec(
-    name="small",
-    layers=(Layer(3, stride=2, padding=1), Layer(3, stride=2, padding=1)),
-    channels=5,
-    mean=(120, 120, 120),
-    std=(60, 60, 60),
-    build=_Network,
-    published=dict,
-)
+SPEC = SMALL_BODY
 
 
 class CountingBody(Body):

@@ -1,22 +1,22 @@
 """R-CNN's warp against the released arithmetic pixel by pixel, and the extractor against the body on one crop."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 from torch.nn.functional import adaptive_max_pool2d, max_pool2d
 
-from pipeline.bodies import BODIES, Body, BodySpec, load_state
+from pipeline.bodies import BODIES, Body, load_state
 from pipeline.boxes import as_boxes
 from pipeline.errors import BodyError
 from pipeline.extraction import RegionExtractor
 from pipeline.images import decode_image
-from pipeline.receptive_field import Layer
 from pipeline.warping import CONTEXT, WarpExtractor, warp, warp_all
+from tests.small_body import SMALL_BODY
 
 FILL = (124, 116, 104)
 
@@ -237,29 +237,7 @@ def test_every_body_has_an_input_size_that_needs_no_padding(name):
 # --- the extractor ---
 
 
-class _Network(nn.Module):
-    """Stride 4, 5 channels, both signs."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(3, 6, 3, 2, 1)
-        self.second = nn.Conv2d(6, 5, 3, 2, 1)
-
-    def forward(self, batch):
-        return self.second(self.first(batch).relu())
-
-
-SPEC = BodySpec(
-    name="small",
-    layers=(Layer(3, stride=2, padding=1), Layer(3, stride=2, padding=1)),
-    channels=5,
-    mean=(120, 130, 140),
-    std=(60, 60, 60),
-    build=_Network,
-    published=dict,
-    colour_order="BGR",
-    input_size=48,
-)
+SPEC = replace(SMALL_BODY, mean=(120, 130, 140), colour_order="BGR", input_size=48)
 
 ROUNDING = 2**-10
 """Of float16, the distance between neighbours over the smaller of them: the last digit."""
