@@ -127,12 +127,7 @@ class RegionExtractor:
     def _conv_map(self, image: RGB, scale: int) -> torch.Tensor:
         """The map in float16 on its device, checked to be finite."""
         with self.clock.phase("conv"):
-            conv_map = self.body.conv_map(image, scale).half()
-            # of the map, not of what is pooled: torchvision's roi_pool passes over a NaN
-            if not torch.isfinite(conv_map).all():
-                raise BodyError(
-                    "the conv map is not finite in float16 (values beyond 65,504, or NaN); use other weights"
-                )
+            conv_map = rounded(self.body.conv_map(image, scale))
             self._wait()
         return conv_map
 
@@ -161,3 +156,14 @@ class RegionExtractor:
         """Kernels on a GPU run behind; without this the phases' seconds would be those of whoever waits."""
         if self.body.device.type == "cuda":
             torch.cuda.synchronize(self.body.device)
+
+
+def rounded(maps: torch.Tensor) -> torch.Tensor:
+    """Conv maps, of any shape, in float16 on their device. BodyError if one is not finite then.
+
+    Looked at here and not after pooling, since torchvision's roi_pool passes over a NaN.
+    """
+    halved = maps.half()
+    if not torch.isfinite(halved).all():
+        raise BodyError("the conv map is not finite in float16 (values beyond 65,504, or NaN); use other weights")
+    return halved

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from pipeline import pyramid
 from pipeline.bodies import Body
 from pipeline.boxes import Boxes, as_boxes
-from pipeline.errors import BodyError
-from pipeline.extraction import RegionFeatures
+from pipeline.extraction import RegionFeatures, rounded
 from pipeline.images import RGB
 from pipeline.phases import PhaseClock
 from pipeline.windows import Windows
@@ -159,13 +158,7 @@ class WarpExtractor:
         """Maps (B, channels, cells, cells) in float16 on their device, checked to be finite."""
         with self.clock.phase("conv"):
             maps = self.body.conv_maps_of(self.body.preprocess(warped))
-            maps = maps[:, :, : self._cells, : self._cells].half()
-            # also what makes the phase wait for a GPU
-            if not torch.isfinite(maps).all():
-                raise BodyError(
-                    "the conv map of a box is not finite in float16 (values beyond 65,504, or NaN); use other weights"
-                )
-        return maps
+            return rounded(maps[:, :, : self._cells, : self._cells])  # whose check also waits for a GPU
 
     def _pool(self, maps: torch.Tensor, windows: Windows, out: NDArray[np.float16]) -> None:
         """Each map whole: as a window of the one that they make when laid one below the other."""
