@@ -31,7 +31,16 @@ if TYPE_CHECKING:
 VERSION = 1
 TRUTH_BOXES_PER_IMAGE = 64
 """Ground-truth boxes of one image that a shard of ``truth_features`` is cut for."""
-BODY_NAMES = ("alexnet", "efficientnet_lite0", "resnet50", "squeezenet1_1", "vgg16", "zf5")
+BODY_NAMES = (
+    "alexnet",
+    "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
+    "resnet50",
+    "squeezenet1_1",
+    "vgg16",
+    "zf5",
+)
 """The names in ``pipeline.bodies.BODIES``, which a command that needs no network can check without torch."""
 
 
@@ -39,8 +48,8 @@ class FeaturesConfig(Settings):
     """The ``features:`` section of the config."""
 
     body: str = "alexnet"
-    """The convolutional body: alexnet, efficientnet_lite0, resnet50, squeezenet1_1, vgg16, zf5, or timm:NAME for a
-    convolutional model of the timm library; see docs/bodies.md."""
+    """The convolutional body: alexnet, efficientnet_lite0 (1, 2), resnet50, squeezenet1_1, vgg16, zf5, or timm:NAME for
+    a convolutional model of the timm library; see docs/bodies.md."""
     weights: str = "default"
     """default: the published ones; random: seeded; or the path of a .safetensors, .pt or .pth state dict."""
     seed: int = 0

@@ -2,7 +2,7 @@
 
 from pipeline.bodies.alexnet import ALEXNET
 from pipeline.bodies.body import Body, BodySpec, UnsuitableBodyError, weights_digest
-from pipeline.bodies.efficientnet_lite import EFFICIENTNET_LITE0
+from pipeline.bodies.efficientnet_lite import EFFICIENTNET_LITE0, EFFICIENTNET_LITE1, EFFICIENTNET_LITE2
 from pipeline.bodies.resnet import RESNET50
 from pipeline.bodies.squeezenet import SQUEEZENET1_1
 from pipeline.bodies.timm_body import PREFIX, timm_spec
@@ -11,7 +11,17 @@ from pipeline.bodies.weights import WeightsError, load_classifier, load_state
 from pipeline.bodies.zf5 import ZF5
 
 BODIES: dict[str, BodySpec] = {
-    spec.name: spec for spec in (ALEXNET, EFFICIENTNET_LITE0, RESNET50, SQUEEZENET1_1, VGG16, ZF5)
+    spec.name: spec
+    for spec in (
+        ALEXNET,
+        EFFICIENTNET_LITE0,
+        EFFICIENTNET_LITE1,
+        EFFICIENTNET_LITE2,
+        RESNET50,
+        SQUEEZENET1_1,
+        VGG16,
+        ZF5,
+    )
 }
 """Every body of our own."""
 

