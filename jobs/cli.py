@@ -391,6 +391,37 @@ def table(
 
 
 @app.command()
+def gc(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    set_: SetOption = None,
+    grace_hours: Annotated[
+        float, typer.Option("--grace-hours", min=0, help="Files that are younger are kept: they may be in hand.")
+    ] = 24,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only show.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Delete what no run refers to: shows first, acts with --yes."""
+    from jobs.cleanup import gc as collect
+
+    return collect(_place(config, root, set_), grace_hours, yes, as_json)
+
+
+@app.command()
+def forget(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The run.")],
+    config: ConfigOption = None,
+    root: RootOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Drop a run; what only it needs is deleted by the next gc."""
+    from jobs.cleanup import forget as drop
+
+    return drop(_place(config, root, set_), name, as_json)
+
+
+@app.command()
 def demo(
     folder: Annotated[str, typer.Option("--root", metavar="FOLDER", help="Where everything goes.")] = "demo",
     as_json: JsonOption = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import itertools
 import os
 import re
@@ -11,10 +12,11 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import fsspec
 import pyarrow.fs
@@ -24,6 +26,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 _SECRET = ("key", "secret", "token", "password", "credential", "sas")
 _UPLOAD_DELAYS = (0.2, 1.0, 5.0)
 """Seconds before a failed upload is repeated."""
+_MODIFIED = ("LastModified", "last_modified", "updated", "mtime", "created")
 _PASSWORD = re.compile(r"[^/]+://[^/@]*:[^/@]+@")
 
 
@@ -37,6 +40,14 @@ def store_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
         if module in sys.modules:
             errors.append(getattr(sys.modules[module], name))
     return tuple(errors)
+
+
+class StoredFile(NamedTuple):
+    """A file as a listing shows it: its key, its size, and when it was written, in seconds by the store's clock."""
+
+    key: str
+    bytes: int
+    modified: float
 
 
 class StorageError(ValueError):
@@ -201,6 +212,42 @@ class Root:
                     raise
                 time.sleep(_UPLOAD_DELAYS[attempt])
 
+    def files(self, key: str) -> Iterator[StoredFile]:
+        """All files under the folder ``key``, hidden ones too; none if it does not exist."""
+        self.fs.invalidate_cache(self.path(key))
+        try:
+            found = self.fs.find(self.path(key), detail=True)
+        except FileNotFoundError:
+            return
+        for path, info in found.items():
+            relative = self.fs._strip_protocol(path).removeprefix(self.fs._strip_protocol(self._path)).lstrip("/")
+            yield StoredFile(relative, int(info["size"] or 0), _modified(info))
+
+    def now(self) -> float:
+        """The time by the store's own clock, which stamps its files: that of a file written for it."""
+        key = f".spp-probe-{uuid.uuid4().hex[:8]}"
+        self.write(key, b"")
+        try:
+            self.fs.invalidate_cache(self._path)
+            return _modified(self.fs.info(self.path(key)))
+        finally:
+            self.delete_if_there(key)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove files, a thousand in one request where the store can; some may be gone already."""
+        if keys and hasattr(self.fs, "_bulk_delete") and not glob.has_magic(self._path):
+            self.fs.rm([self.path(key) for key in keys])
+            return
+        for key in keys:
+            self.delete_if_there(key)
+
+    def drop_empty_folders(self, key: str) -> None:
+        """Remove the folder ``key`` and those in it, as far as they are empty; object stores have no folders."""
+        if self.is_local:
+            for folder, _, _ in os.walk(self.path(key), topdown=False):
+                with contextlib.suppress(OSError):  # not empty, or a writer is quicker
+                    os.rmdir(folder)
+
     def delete(self, key: str) -> None:
         """Remove one file."""
         self.fs.rm_file(self.path(key))
@@ -232,6 +279,18 @@ class Root:
 
     def __repr__(self) -> str:
         return f"Root({self.url!r})"
+
+
+def _modified(info: Mapping[str, Any]) -> float:
+    """When a listed file was written; file systems name it differently."""
+    value = next((info[name] for name in _MODIFIED if info.get(name) is not None), None)
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).timestamp()
+    if isinstance(value, str):
+        return datetime.fromisoformat(value.replace("Z", "+00:00")).timestamp()
+    if value is None:
+        raise StorageError(f"the store does not say when {info.get('name')!r} was written")
+    return float(value)
 
 
 def _sync(path: Path) -> None:

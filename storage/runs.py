@@ -112,6 +112,12 @@ def write_run(root: Root, record: RunRecord) -> None:
     root.write(f"runs/{record.name}.json", record.model_dump_json(indent=1).encode())
 
 
+def forget_run(root: Root, name: str) -> None:
+    """Drop a run's record; what it made stays until a collection. StorageError if there is no such run."""
+    read_run(root, name)
+    root.delete_if_there(f"runs/{name}.json")
+
+
 def dataset_record(record: RunRecord, dataset: str) -> DatasetRecord:
     """A complete dataset of a run; StorageError says what there is, or which verb makes it."""
     if dataset not in DATASETS:
