@@ -87,41 +87,48 @@ class ActorCrew:
         self._size, self._beside, self._hands = size, beside, hands
         self._limit = beside
         self._load: dict[Any, int] = {}
+        # the serving actors by load, so that neither a thousand actors nor a million shards make a choice dear
+        self._serving: list[dict[Any, None]] = [{} for _ in range(hands + 1)]
         self._owner: dict[ray.ObjectRef, tuple[Any, int]] = {}
 
     def share_cores(self, upstream_busy: bool) -> None:
-        self._limit = self._beside if upstream_busy else self._size
-        for actor in list(self._load)[self._limit :]:
+        limit = self._beside if upstream_busy else self._size
+        if limit != self._limit:
+            self._limit = limit
+            self._choose_serving()
+        for actor in list(self._load)[limit:]:
             if not self._load[actor]:
                 ray.kill(actor)
                 del self._load[actor]
 
     def has_room(self, alone: bool = False) -> bool:
         room = 1 if alone else self._hands  # an actor with less than this in hand takes the work
-        return len(self._load) < self._limit or any(self._load[actor] < room for actor in self._serving())
+        return len(self._load) < self._limit or any(self._serving[:room])
 
     def start(self, argument: Any, alone: bool = False) -> ray.ObjectRef:
         # a second shard for a busy actor only hides the writing of its first: a further actor is worth more
-        actor = min(self._serving(), key=lambda a: self._load[a], default=None)
-        if actor is None or (self._load[actor] and len(self._load) < self._limit):
+        load = next((load for load, actors in enumerate(self._serving) if actors), None)
+        if load is None or (load and len(self._load) < self._limit):
             actor = self._make()
             self._load[actor] = 0
+            self._serving[0][actor] = None
+        else:
+            actor = next(iter(self._serving[load]))
         share = self._hands if alone else 1
-        self._load[actor] += share
+        self._take(actor, share)
         ref = getattr(actor, self._method).remote(argument)
         self._owner[ref] = (actor, share)
         return ref
 
-    def _serving(self) -> list[Any]:
-        """The actors that get work."""
-        return list(self._load)[: self._limit]
-
     def finished(self, ref: ray.ObjectRef, died: bool) -> None:
         actor, share = self._owner.pop(ref)
-        if actor in self._load:
-            self._load[actor] -= share
-            if died:
-                del self._load[actor]
+        if actor not in self._load:
+            return
+        if died:
+            del self._load[actor]
+            self._choose_serving()
+        else:
+            self._take(actor, -share)
 
     def kill(self, ref: ray.ObjectRef) -> None:
         ray.kill(self._owner[ref][0])
@@ -131,7 +138,23 @@ class ActorCrew:
             ray.kill(actor)
         self._load.clear()
         self._owner.clear()
+        self._choose_serving()
 
     def actors(self) -> int:
         """Actors alive."""
         return len(self._load)
+
+    def _take(self, actor: Any, share: int) -> None:
+        """``actor`` has so much more, or less, in hand."""
+        before = self._load[actor]
+        self._load[actor] = before + share
+        if actor in self._serving[before]:
+            del self._serving[before][actor]
+            self._serving[before + share][actor] = None
+
+    def _choose_serving(self) -> None:
+        """The first actors, as many as are ours, get work."""
+        for actors in self._serving:
+            actors.clear()
+        for actor in list(self._load)[: self._limit]:
+            self._serving[self._load[actor]][actor] = None

@@ -101,6 +101,8 @@ class Listener(Protocol):
 class ShardLoop:
     """Runs work to its end.
 
+    ``_active`` counts, by stage, what runs or waits to be repeated.
+
     Parameters
     ----------
     crews : one per stage, the earlier stage first: it is served first.
@@ -127,6 +129,8 @@ class ShardLoop:
         self._failures: dict[str, Counter[str]] = {}
         self._finished: Counter[str] = Counter()
         self._order = itertools.count()
+        self._active: Counter[str] = Counter()
+        self._next_look = 0.0
 
     def run(self, works: Iterable[Work]) -> None:
         """Do all of ``works``. Raises RunFailed with the reason if it has to stop; what is committed stays."""
@@ -139,15 +143,15 @@ class ShardLoop:
             self._start_ready()
             while self._running or self._later:
                 if self._running:
-                    ended, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0)
+                    for ref in _ended(list(self._running)):
+                        self._end(ref)
                 else:
-                    ended = []
                     time.sleep(min(1.0, max(0.0, self._later[0][0] - time.monotonic())))
-                for ref in ended:
-                    self._end(ref)
-                self._end_hung()
                 self._start_ready()
-                self._listener.tick()
+                if time.monotonic() >= self._next_look:
+                    self._next_look = time.monotonic() + 1
+                    self._end_hung()
+                    self._listener.tick()
         finally:
             for crew in self._crews.values():
                 crew.close()
@@ -158,15 +162,16 @@ class ShardLoop:
     def _start_ready(self) -> None:
         while self._later and self._later[0][0] <= time.monotonic():
             work = heapq.heappop(self._later)[2]
+            self._active[work.stage] -= 1
             self._ready[work.stage].appendleft(work)
         upstream_busy = False
-        unfinished = {work.stage for work in self._running.values()} | {work.stage for _, _, work in self._later}
         for stage, crew in self._crews.items():
             crew.share_cores(upstream_busy)
             queue = self._ready[stage]
-            upstream_busy = upstream_busy or bool(queue) or stage in unfinished
+            upstream_busy = upstream_busy or bool(queue) or self._active[stage] > 0
             while queue and crew.has_room(queue[0].trial.alone is not None):
                 work = queue.popleft()
+                self._active[work.stage] += 1
                 argument = work.make(self.done.get(work.needs) if work.needs else None, work.trial)
                 ref = crew.start(argument, alone=work.trial.alone is not None)
                 self._running[ref] = work
@@ -182,6 +187,7 @@ class ShardLoop:
     def _end(self, ref: ray.ObjectRef) -> None:
         """One piece of work has ended: take its commit, or decide what its failure means."""
         work = self._running.pop(ref)
+        self._active[work.stage] -= 1
         del self._started[ref]
         hung = ref in self._hung
         self._hung.discard(ref)
@@ -196,7 +202,7 @@ class ShardLoop:
                     f"{work.stage}: a node's memory is too small for its workers: {_reason(error)}"
                 ) from error
             self._again(work, "Ray stopped its worker to save the node's memory", self._config.backoff)
-        except ray.exceptions.NodeDiedError:
+        except (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError):  # of the worker, or of what it returned
             crew.finished(ref, died=True)
             self._again(work, "its node was lost", 0)
         except (
@@ -285,6 +291,7 @@ class ShardLoop:
 
     def _again(self, work: Work, reason: str, delay: float) -> None:
         self._listener.failed(work, reason)
+        self._active[work.stage] += 1
         heapq.heappush(self._later, (time.monotonic() + delay, next(self._order), work))
 
     def _commit(self, work: Work, commit: Commit) -> None:
@@ -302,6 +309,18 @@ class ShardLoop:
                 f"{work.stage}: {failed} of the first {images} images failed, more than execution.max_failed "
                 f"({self._config.max_failed:g}) allows; the commonest reason ({count}): {message}"
             )
+
+
+def _ended(refs: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+    """Those that have ended, all of them, as soon as there is one; none if nothing does within a second.
+
+    One at a time would cost a look at thousands of others for each.
+    """
+    first, others = ray.wait(refs, num_returns=1, timeout=1.0, fetch_local=False)
+    if not first or not others:
+        return first
+    more, _ = ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)
+    return first + more
 
 
 def _node_was_lost(error: BaseException) -> bool:

@@ -77,10 +77,10 @@ def plan_collection(root: Root, grace: float) -> GarbagePlan:
         for file in files:
             name = file.key.removeprefix(f"{dataset}/")
             ours = _FILE.fullmatch(name)
-            temporary = None if ours else _TEMPORARY.fullmatch(name)
-            if ours is None and temporary is None:
+            matched = ours or _TEMPORARY.fullmatch(name)
+            if matched is None:
                 continue
-            method = (ours or temporary or {})["method"] or ""
+            method = matched["method"] or ""
             needed = needs.get((dataset, method))
             holding = found.setdefault(method, Holding(dataset, method, needed.runs if needed else []))
             keep = file.modified >= cutoff or (
