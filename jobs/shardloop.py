@@ -42,6 +42,11 @@ MEMORY_RETRIES = 20
 """How often Ray may stop a shard's worker for want of memory before the run stops: then the node is too small."""
 
 
+_MANY = 100
+_GATHER = 0.02
+"""With more references than ``_MANY``, seconds in which further ends are gathered."""
+
+
 @dataclass(eq=False)
 class Work:
     """One shard to make.
@@ -143,8 +148,8 @@ class ShardLoop:
             self._start_ready()
             while self._running or self._later:
                 if self._running:
-                    for ref in _ended(list(self._running)):
-                        self._end(ref)
+                    for ref, commit in _ended(list(self._running)):
+                        self._end(ref, commit)
                 else:
                     time.sleep(min(1.0, max(0.0, self._later[0][0] - time.monotonic())))
                 self._start_ready()
@@ -184,8 +189,8 @@ class ShardLoop:
                 self._hung.add(ref)
                 self._crews[work.stage].kill(ref)
 
-    def _end(self, ref: ray.ObjectRef) -> None:
-        """One piece of work has ended: take its commit, or decide what its failure means."""
+    def _end(self, ref: ray.ObjectRef, commit: Commit | None) -> None:
+        """One piece of work has ended: take its ``commit``, or ask for it and decide what a failure means."""
         work = self._running.pop(ref)
         self._active[work.stage] -= 1
         del self._started[ref]
@@ -193,7 +198,7 @@ class ShardLoop:
         self._hung.discard(ref)
         crew = self._crews[work.stage]
         try:
-            commit: Commit | None = ray.get(ref)
+            commit = commit or ray.get(ref)
         except ray.exceptions.OutOfMemoryError as error:
             crew.finished(ref, died=True)
             work.memory += 1
@@ -311,16 +316,23 @@ class ShardLoop:
             )
 
 
-def _ended(refs: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
-    """Those that have ended, all of them, as soon as there is one; none if nothing does within a second.
+def _ended(refs: list[ray.ObjectRef]) -> list[tuple[ray.ObjectRef, Commit | None]]:
+    """All that has ended, as soon as there is something; nothing if nothing has within a second.
 
-    One at a time would cost a look at thousands of others for each.
+    With thousands of references one at a time would cost a look at all others for each, so the next few milliseconds
+    are waited for. What came of them is fetched together; None where it must be asked for one by one, since a failure
+    is among them.
     """
-    first, others = ray.wait(refs, num_returns=1, timeout=1.0, fetch_local=False)
-    if not first or not others:
-        return first
-    more, _ = ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)
-    return first + more
+    ended, others = ray.wait(refs, num_returns=1, timeout=1.0, fetch_local=False)
+    if ended and others:
+        more, _ = ray.wait(
+            others, num_returns=len(others), timeout=_GATHER if len(refs) > _MANY else 0, fetch_local=False
+        )
+        ended += more
+    try:
+        return list(zip(ended, ray.get(ended), strict=True))
+    except ray.exceptions.RayError:
+        return [(ref, None) for ref in ended]
 
 
 def _node_was_lost(error: BaseException) -> bool:
