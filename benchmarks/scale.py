@@ -86,6 +86,7 @@ class _FakeWorker:
 
     def __init__(self, fleet: ray.actor.ActorHandle) -> None:
         self.extract = fleet.extract
+        self.__ray_call__ = fleet.__ray_call__
 
 
 class _FakeCrew(ActorCrew):
@@ -93,7 +94,7 @@ class _FakeCrew(ActorCrew):
 
     def close(self) -> None:
         self._load.clear()
-        super().close()
+        self._joining.clear()
 
 
 def main() -> None:
@@ -145,13 +146,13 @@ def _measure(size: int, workers: int, hands: int, fleets: list, folder: Path) ->
             work.needs = None
     row["planned_mb"] = _memory() - before
     handles = [_FakeWorker(fleets[n % len(fleets)]) for n in range(workers)]
-    crew = _FakeCrew(iter(handles).__next__, "extract", size=workers, beside=workers, hands=hands)
+    crew = _FakeCrew(iter(handles).__next__, "extract", size=lambda: workers, beside=lambda: workers, hands=hands)
     cpu = time.process_time()
     with (
         _timed(row, "loop_s"),
         ProgressReport({"features": features.images}, {"features": 0}, 30) as progress,
     ):
-        loop = ShardLoop({"extract": crew}, ExecutionConfig(), progress, {})
+        loop = ShardLoop({"extract": crew}, ExecutionConfig(), (progress,), {})
         loop.run(works)
     row["loop_cpu_s"] = round(time.process_time() - cpu, 1)
     assert len(loop.done) == len(features.shards)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import ray
+import ray.exceptions
 
 from storage.commits import Commit
 
@@ -13,8 +16,16 @@ from storage.commits import Commit
 class Crew(Protocol):
     """Who does the work of one stage."""
 
-    def share_cores(self, upstream_busy: bool) -> None:
-        """Before work is given out: take no more than is ours, now that an earlier stage has work as well, or not."""
+    def prepare(self, upstream_busy: bool, waiting: int) -> None:
+        """Before work is given out: take no more cores than are ours, now that an earlier stage has work as well, or
+        not; see to it that there are workers for ``waiting`` pieces of work.
+
+        Raises RayError if a worker cannot start.
+        """
+        ...
+
+    def joining(self) -> list[ray.ObjectRef]:
+        """References that end when a further worker is ready."""
         ...
 
     def has_room(self, alone: bool = False) -> bool:
@@ -33,6 +44,14 @@ class Crew(Protocol):
         """End the worker behind ``ref``, which hangs."""
         ...
 
+    def holder(self, ref: ray.ObjectRef) -> str:
+        """Who has the work behind ``ref`` in hand, for a human."""
+        ...
+
+    def describe(self) -> str:
+        """How many workers do what, and what those that wait for it need, for a human."""
+        ...
+
     def close(self) -> None:
         """No more work comes."""
         ...
@@ -41,21 +60,28 @@ class Crew(Protocol):
 class TaskCrew:
     """Ray tasks of one core each; Ray queues them, so a few more are given out than can run.
 
-    ``shared``: further arguments of all tasks, such as references to what Ray brings to each node once. ``gpus`` that
-    each task holds beside its core; less than 1: so many share one.
+    ``room``: how many may be given out at once, asked anew each time, since clusters grow and shrink. ``shared``:
+    further arguments of all tasks, such as references to what Ray brings to each node once. ``gpus`` that each task
+    holds beside its core; less than 1: so many share one.
     """
 
-    def __init__(self, function: Callable[..., Commit | None], room: int, *shared: Any, gpus: float = 0) -> None:
+    def __init__(
+        self, function: Callable[..., Commit | None], room: Callable[[], int], *shared: Any, gpus: float = 0
+    ) -> None:
         self._task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function)
         self._room = room
+        self._needs = in_words(1, gpus)
         self._shared = shared
         self._running: set[ray.ObjectRef] = set()
 
-    def share_cores(self, upstream_busy: bool) -> None:
+    def prepare(self, upstream_busy: bool, waiting: int) -> None:
         pass  # a task holds its core only while it runs
 
+    def joining(self) -> list[ray.ObjectRef]:
+        return []
+
     def has_room(self, alone: bool = False) -> bool:
-        return len(self._running) < self._room
+        return len(self._running) < self._room()
 
     def start(self, argument: Any, alone: bool = False) -> ray.ObjectRef:
         ref = self._task.remote(argument, *self._shared)
@@ -68,6 +94,12 @@ class TaskCrew:
     def kill(self, ref: ray.ObjectRef) -> None:
         ray.cancel(ref, force=True)
 
+    def holder(self, ref: ray.ObjectRef) -> str:
+        return "a task"
+
+    def describe(self) -> str:
+        return f"{len(self._running)} tasks are given out, each needs {self._needs}"
+
     def close(self) -> None:
         for ref in self._running:
             ray.cancel(ref, force=True)
@@ -77,45 +109,62 @@ class TaskCrew:
 class ActorCrew:
     """Actors that each have up to ``hands`` shards at once; made when there is work for them, replaced when they die.
 
-    While an earlier stage wants the same cores, only ``beside`` of the ``size`` actors are kept: an actor holds its
-    cores even when it has nothing to do, so a surplus one gets no more work and is ended as soon as it is idle.
+    An actor gets work when it is ready: one that waits for a node to come holds nothing up, and tells an autoscaler
+    what is wanted. ``size``: how many actors there may be, asked anew each time, since clusters grow and shrink. While
+    an earlier stage wants the same cores, only ``beside`` of them are kept: an actor holds its cores even when it has
+    nothing to do, so a surplus one gets no more work and is ended as soon as it is idle. ``needs``: what an actor
+    needs, in words.
     """
 
-    def __init__(self, make: Callable[[], Any], method: str, *, size: int, beside: int, hands: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        method: str,
+        *,
+        size: Callable[[], int],
+        beside: Callable[[], int],
+        hands: int,
+        needs: str = "",
+    ) -> None:
         self._make = make
         self._method = method
         self._size, self._beside, self._hands = size, beside, hands
-        self._limit = beside
+        self._needs = needs
+        self._limit = 0
+        self._waiting = 0
+        self._joining: dict[ray.ObjectRef, Any] = {}
+        self._place: dict[Any, str] = {}
         self._load: dict[Any, int] = {}
         # the serving actors by load, so that neither a thousand actors nor a million shards make a choice dear
         self._serving: list[dict[Any, None]] = [{} for _ in range(hands + 1)]
         self._owner: dict[ray.ObjectRef, tuple[Any, int]] = {}
 
-    def share_cores(self, upstream_busy: bool) -> None:
-        limit = self._beside if upstream_busy else self._size
+    def prepare(self, upstream_busy: bool, waiting: int) -> None:
+        limit = min(self._beside(), self._size()) if upstream_busy else self._size()
         if limit != self._limit:
             self._limit = limit
             self._choose_serving()
-        for actor in list(self._load)[limit:]:
-            if not self._load[actor]:
-                ray.kill(actor)
-                del self._load[actor]
+        if self._joining:
+            self._welcome()
+        self._dismiss()
+        self._waiting = waiting
+        for _ in range(min(limit - len(self._load), waiting - len(self._serving[0])) - len(self._joining)):
+            actor = self._make()
+            self._joining[actor.__ray_call__.remote(_place_of)] = actor
+
+    def joining(self) -> list[ray.ObjectRef]:
+        return list(self._joining)
 
     def has_room(self, alone: bool = False) -> bool:
-        room = 1 if alone else self._hands  # an actor with less than this in hand takes the work
-        return len(self._load) < self._limit or any(self._serving[:room])
+        # A second shard for a busy actor only hides the writing of its first: the last ones are for those that join
+        alone = alone or self._waiting <= len(self._joining)
+        return any(self._serving[: 1 if alone else self._hands])
 
     def start(self, argument: Any, alone: bool = False) -> ray.ObjectRef:
-        # a second shard for a busy actor only hides the writing of its first: a further actor is worth more
-        load = next((load for load, actors in enumerate(self._serving) if actors), None)
-        if load is None or (load and len(self._load) < self._limit):
-            actor = self._make()
-            self._load[actor] = 0
-            self._serving[0][actor] = None
-        else:
-            actor = next(iter(self._serving[load]))
+        actor = next(next(iter(actors)) for actors in self._serving if actors)
         share = self._hands if alone else 1
         self._take(actor, share)
+        self._waiting -= 1
         ref = getattr(actor, self._method).remote(argument)
         self._owner[ref] = (actor, share)
         return ref
@@ -133,16 +182,51 @@ class ActorCrew:
     def kill(self, ref: ray.ObjectRef) -> None:
         ray.kill(self._owner[ref][0])
 
+    def holder(self, ref: ray.ObjectRef) -> str:
+        return self._place.get(self._owner[ref][0], "?")
+
+    def describe(self) -> str:
+        busy = sum(load > 0 for load in self._load.values())
+        text = f"{busy} workers have work, {len(self._load) - busy} have none"
+        if self._joining:
+            text += f", {len(self._joining)} wait to start, each needs {self._needs}"
+        return text
+
     def close(self) -> None:
-        for actor in self._load:
+        for actor in [*self._load, *self._joining.values()]:
             ray.kill(actor)
         self._load.clear()
+        self._joining.clear()
         self._owner.clear()
         self._choose_serving()
 
     def actors(self) -> int:
-        """Actors alive."""
+        """Actors that are ready."""
         return len(self._load)
+
+    def _welcome(self) -> None:
+        """Those that have become ready get work from now on. RayActorError if one could not start."""
+        ready, _ = ray.wait(list(self._joining), num_returns=len(self._joining), timeout=0)
+        for ref in ready:
+            actor = self._joining.pop(ref)
+            try:
+                self._place[actor] = ray.get(ref)
+            except ray.exceptions.RayActorError as error:
+                if error.actor_init_failed:
+                    raise
+                ray.kill(actor)  # its node was lost before it began
+                continue
+            self._load[actor] = 0
+            self._choose_serving()
+
+    def _dismiss(self) -> None:
+        """End the idle ones beyond what is ours."""
+        for ref in list(self._joining)[max(0, self._limit - len(self._load)) :]:
+            ray.kill(self._joining.pop(ref))
+        for actor in list(self._load)[self._limit :]:
+            if not self._load[actor]:
+                ray.kill(actor)
+                del self._load[actor]
 
     def _take(self, actor: Any, share: int) -> None:
         """``actor`` has so much more, or less, in hand."""
@@ -158,3 +242,13 @@ class ActorCrew:
             actors.clear()
         for actor in list(self._load)[: self._limit]:
             self._serving[self._load[actor]][actor] = None
+
+
+def _place_of(_: Any) -> str:
+    """Where an actor is; its first answer, when it is ready."""
+    return f"{socket.gethostname()} (process {os.getpid()})"
+
+
+def in_words(cpus: float, gpus: float) -> str:
+    """What a worker takes, in words."""
+    return f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")

@@ -84,9 +84,7 @@ def detect(
     method = detect_method(config.detect, config.svm.layer, config.head, record, image_ids)
     planned = detection_shards(index, image_ids)
     dataset = ShardedDataset("detections", method, planned, _maker(invocation, record, index, method))
-    return make_shards(invocation, "detect", [dataset], lambda: _crew(invocation, record, session.resources()), retry)[
-        "detections"
-    ]
+    return make_shards(invocation, "detect", [dataset], lambda: _crew(invocation, record, session), retry)["detections"]
 
 
 def detect_shard(work: DetectShard, detector: Detector) -> Commit | None:
@@ -243,13 +241,13 @@ def _maker(
     return make
 
 
-def _crew(invocation: Invocation, record: RunRecord, resources: Resources) -> Crew:
-    config = invocation.config
+def _crew(invocation: Invocation, record: RunRecord, session: RaySession) -> Crew:
+    config, resources = invocation.config, session.resources()
     on_gpu = resources.use_gpus(config.execution)
     detector = ray.put(_detector(invocation, record, resources, "cuda" if on_gpu else "cpu"))
     if config.detect.source == "stored":
         gpus = resources.gpu_share if on_gpu and config.needs_head else 0
-        return TaskCrew(detect_shard, 2 * resources.cpus, detector, gpus=gpus)
+        return TaskCrew(detect_shard, session.task_room, detector, gpus=gpus)
     from jobs.detect_actor import DetectActor
 
     body = load_body(config.features)
@@ -259,4 +257,4 @@ def _crew(invocation: Invocation, record: RunRecord, resources: Resources) -> Cr
             "detect.source is stream, but the features section or the weights are not those that the SVMs were "
             "trained on; run `spp extract` and `spp train-svm` first, or `spp run`"
         )
-    return actor_crew(invocation, resources, body, DetectActor, "detect", detector)
+    return actor_crew(invocation, session, body, DetectActor, "detect", detector)

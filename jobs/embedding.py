@@ -13,7 +13,7 @@ import ray
 from jobs.crews import TaskCrew
 from jobs.embed import embed_method
 from jobs.errors import UsageError
-from jobs.execution import RaySession, Resources
+from jobs.execution import RaySession
 from jobs.features import FeatureShard, feature_shards
 from jobs.heads import StoredHead, network_layer, read_head
 from jobs.index import Index
@@ -79,7 +79,7 @@ def embed(
             return EmbedShard(root, name, method, shard.key, revision, ids, source, config.svm.layer, trial)
 
         datasets.append(ShardedDataset(name, method, planned, make))
-    return make_shards(invocation, "embed", datasets, lambda: _crew(invocation, record, session.resources()), retry)
+    return make_shards(invocation, "embed", datasets, lambda: _crew(invocation, record, session), retry)
 
 
 def embed_shard(work: EmbedShard, head: StoredHead, device: str) -> Commit | None:
@@ -125,8 +125,9 @@ def _sources(root: Root, record: RunRecord) -> dict[str, dict[str, tuple[str, st
     return found
 
 
-def _crew(invocation: Invocation, record: RunRecord, resources: Resources) -> TaskCrew:
+def _crew(invocation: Invocation, record: RunRecord, session: RaySession) -> TaskCrew:
+    resources = session.resources()
     on_gpu = resources.use_gpus(invocation.config.execution)
     head = ray.put(read_head(invocation.root, record))
     gpus = resources.gpu_share if on_gpu else 0
-    return TaskCrew(embed_shard, 2 * resources.cpus, head, "cuda" if on_gpu else "cpu", gpus=gpus)
+    return TaskCrew(embed_shard, session.task_room, head, "cuda" if on_gpu else "cpu", gpus=gpus)

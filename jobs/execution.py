@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +18,9 @@ from jobs.settings import Settings
 
 _MEMORY_PER_ACTOR = 1536 * 1024 * 1024
 """What an extraction actor on a CPU needs: torch, a body, a few buffers of 64 MB."""
+
+_LOOK_EVERY = 10.0
+"""Seconds for which what is known of the cluster's nodes is good."""
 
 _TASKS_PER_GPU = 8
 """One-core tasks that share a GPU: each holds a head there, and the half gigabyte that a process costs."""
@@ -45,6 +52,8 @@ class ExecutionConfig(Settings):
     goes to the ledger."""
     shard_deadline: float = Field(3600, gt=0)
     """Seconds after which a worker that still has the same shard is taken to hang, and is ended."""
+    stall_seconds: float = Field(120, gt=0)
+    """Seconds without any shard ended after which progress says who has what in hand and which resource is missing."""
     max_failed: float = Field(0.01, ge=0, le=1)
     """Share of failed images, looked at from 50 images on, above which the run stops."""
     max_failed_ok: int = Field(0, ge=0)
@@ -56,6 +65,8 @@ class ExecutionConfig(Settings):
     """CPU threads of a worker that trains the head. auto: 4 beside a GPU, else all cores."""
     checkpoint_seconds: float = Field(300, ge=0)
     """Seconds between two checkpoints of a training; the last two are kept until it is through."""
+    shared_fs: bool = False
+    """true: all nodes of the cluster see the same folders under local paths, so that root and data set may be some."""
     num_cpus: int | None = Field(None, ge=1)
     """CPU cores of the embedded Ray; all of them by default."""
     object_store_mb: int = Field(256, ge=80)
@@ -118,9 +129,19 @@ class Resources:
 
     def use_gpus(self, config: ExecutionConfig) -> bool:
         """Whether the extraction actors sit on GPUs. UsageError if they should and there are none."""
-        if config.device == "cuda" and self.gpus < 1:
-            raise UsageError("execution.device is cuda, but the cluster has no GPU; use auto or cpu")
-        return config.device != "cpu" and self.gpus >= 1
+        if config.device == "cuda" and self.gpus < 1 and config.workers == "auto":
+            raise UsageError(
+                "execution.device is cuda, but the cluster has no GPU; use auto or cpu, or, where GPUs come when they "
+                "are asked for, say how many (execution.workers)"
+            )
+        return config.device == "cuda" or (config.device == "auto" and self.gpus >= 1)
+
+    def actor_cores(self, config: ExecutionConfig) -> int:
+        """CPU cores of an extraction actor. On nodes with GPUs one core is left to proposals, if there are some."""
+        if not self.use_gpus(config):
+            return min(config.threads, self.cpus)
+        fit = [max(1, (node.cpus - 1) // node.gpus) for node in self.nodes if node.gpus]
+        return min([config.cpus_per_gpu, *fit])
 
     def actors(self, config: ExecutionConfig) -> int:
         """How many extraction actors run when nothing else does."""
@@ -134,13 +155,16 @@ class Resources:
 class RaySession:
     """Ray, started or joined when it is first needed (RAY_ADDRESS, a submitted job, or embedded in this process).
 
-    A context manager: what it started ends with it; a Ray that ran already is kept.
+    A context manager: what it started ends with it; a Ray that ran already is kept. ``local``: config key to path, of
+    folders on this machine's own file system that workers open.
     """
 
-    def __init__(self, config: ExecutionConfig) -> None:
+    def __init__(self, config: ExecutionConfig, local: Mapping[str, str] | None = None) -> None:
         self._config = config
+        self._local = dict(local or {})
         self._ours = False
         self._resources: Resources | None = None
+        self._looked = 0.0
 
     def __enter__(self) -> RaySession:
         return self
@@ -152,19 +176,43 @@ class RaySession:
             ray.shutdown()
 
     def resources(self) -> Resources:
-        """What the cluster has. RunFailed, in one line, if it refuses or cannot be reached."""
-        if self._resources is None:
+        """What the cluster has, looked up anew every few seconds: nodes come and go.
+
+        RunFailed, in one line, if it refuses or cannot be reached.
+        """
+        if self._resources is None or time.monotonic() > self._looked + _LOOK_EVERY:
+            self._looked = time.monotonic()
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             import ray
 
             if not ray.is_initialized():
                 self._ours = True
                 _connect(self._config)
-            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            self._resources = Resources(
-                tuple(Node(*(int(node.get(name, 0)) for name in ("CPU", "GPU", "memory"))) for node in alive)
-            )
+                if threading.current_thread() is threading.main_thread():
+                    # Ray's own handler leaves without a word; this one is Ctrl-C's, and what it ends says so
+                    signal.signal(signal.SIGTERM, signal.default_int_handler)
+            alive = [node for node in ray.nodes() if node["Alive"]]
+            kinds = ("CPU", "GPU", "memory")
+            nodes = tuple(Node(*(int(node["Resources"].get(kind, 0)) for kind in kinds)) for node in alive)
+            working = {node["NodeManagerAddress"] for node in alive if node["Resources"].get("CPU")}
+            self._check_local(working | {ray.util.get_node_ip_address()})
+            self._resources = Resources(nodes)
         return self._resources
+
+    def _check_local(self, machines: set[str]) -> None:
+        """UsageError if workers on other machines would be sent to folders that only this one has."""
+        if self._local and len(machines) > 1 and not self._config.shared_fs:
+            key, path = next(iter(self._local.items()))
+            some = ", ".join(sorted(machines)[:4]) + (", ..." if len(machines) > 4 else "")
+            raise UsageError(
+                f"{key} {path!r} is a folder of one machine, but the cluster has {len(machines)} ({some}); give a URL "
+                f"that all of them reach, such as s3://bucket/..., or, if they all see the same folder there, "
+                f"--set execution.shared_fs=true"
+            )
+
+    def task_room(self) -> int:
+        """How many tasks of one core are given out at once: Ray queues some, and an autoscaler sees what is wanted."""
+        return 2 * self.resources().cpus
 
 
 def _connect(config: ExecutionConfig) -> None:

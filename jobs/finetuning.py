@@ -107,7 +107,7 @@ def _windows(
         invocation,
         "finetune",
         [dataset],
-        lambda: actor_crew(invocation, session.resources(), body, WindowActor, "draw"),
+        lambda: actor_crew(invocation, session, body, WindowActor, "draw"),
         retry,
     )["training_windows"]
 

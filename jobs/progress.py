@@ -68,7 +68,11 @@ class ProgressReport:
         """Say why an attempt is repeated."""
         self._say(f"{work.stage}: shard {work.shard} of {work.dataset} is tried again: {reason}")
 
-    def tick(self) -> None:
+    def stalled(self, text: str) -> None:
+        """Say what nothing moves for."""
+        self._say(text)
+
+    def tick(self, queued: Mapping[str, int]) -> None:
         """Print a line if it is time."""
         if self._bar is None and time.monotonic() - self._last >= self._between:
             self._line()

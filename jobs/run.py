@@ -48,7 +48,7 @@ from jobs.stages import (
 from jobs.versions import versions
 from storage.commits import winners
 from storage.manifest import fold, read_manifest
-from storage.root import Root, StorageError, store_errors
+from storage.root import Root, StorageError, is_local, store_errors
 from storage.runs import DatasetRecord, RunRecord, check_run_name, read_run, run_names, write_run
 
 
@@ -62,7 +62,11 @@ def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> R
     check_run_name(invocation.name)
     invocation.root.check_writable()
     record = _begin(invocation)
-    with _recorded(invocation.root, record), RaySession(invocation.config.execution) as session:
+    config = invocation.config
+    local = {"root": invocation.root.url} if invocation.root.is_local else {}
+    if is_local(config.dataset.path):
+        local["dataset.path"] = config.dataset.path
+    with _recorded(invocation.root, record), RaySession(config.execution, local) as session:
         index = _index(invocation, record) if "index" in stages else recorded_index(invocation.root, record)
         if set(stages) & {"propose", "extract"}:
             _map_stages(invocation, record, index, stages, retry, session)
@@ -282,6 +286,7 @@ def _make(
 ) -> None:
     """Run the shard loop over what is to do."""
     from jobs.crews import ActorCrew
+    from jobs.metrics import RunMetrics
     from jobs.shardloop import ShardLoop
     from jobs.works import CREWS, crews_of, works_of
 
@@ -292,11 +297,12 @@ def _make(
     before = {name: totals[name] - sum(work.images for work in works if work.dataset == name) for name in totals}
     stages = [stage for stage in CREWS if any(work.stage == stage for work in works)]
     with ProgressReport(totals, before, execution.progress_seconds) as progress:
-        crews = crews_of(invocation, session.resources(), body, stages)
+        crews = crews_of(invocation, session, body, stages)
         extractors = crews.get("extract")
         if isinstance(extractors, ActorCrew):
             progress.devices = extractors.actors
-        ShardLoop(crews, execution, progress, done).run(works)
+        metrics = RunMetrics(invocation.name, progress.devices)
+        ShardLoop(crews, execution, (progress, metrics), done).run(works)
 
 
 def _settle(root: Root, record: RunRecord, dataset: MapDataset) -> None:
@@ -339,6 +345,9 @@ def _recorded(root: Root, record: RunRecord) -> Iterator[None]:
         raise
     except RunFailed as error:
         record.exit_code, record.status, record.error = 1, "failed", str(error)
+        raise
+    except KeyboardInterrupt:
+        record.exit_code, record.status, record.error = 1, "failed", "interrupted"
         raise
     except BaseException as error:
         record.exit_code, record.status = 1, "failed"

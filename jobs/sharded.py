@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from jobs.crews import Crew
+from jobs.crews import ActorCrew, Crew
+from jobs.metrics import RunMetrics
 from jobs.progress import ProgressReport
 from jobs.reduce import entry_of
 from jobs.shardloop import ShardLoop, Work
@@ -61,7 +62,9 @@ def make_shards(
         totals = {name: images for name, images in totals.items() if images}
         execution = invocation.config.execution
         with ProgressReport(totals, dict.fromkeys(totals, 0), execution.progress_seconds) as progress:
-            ShardLoop({stage: crew()}, execution, progress, done).run(works)
+            made = crew()
+            metrics = RunMetrics(invocation.name, made.actors if isinstance(made, ActorCrew) else lambda: 0)
+            ShardLoop({stage: made}, execution, (progress, metrics), done).run(works)
     return {d.name: _entry(root, stage, d, done) for d in datasets}
 
 

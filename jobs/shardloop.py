@@ -98,8 +98,12 @@ class Listener(Protocol):
         """An attempt failed, and will be repeated."""
         ...
 
-    def tick(self) -> None:
-        """Called about once a second."""
+    def tick(self, queued: Mapping[str, int]) -> None:
+        """Called about once a second; ``queued``: stage to shards that nobody has in hand yet."""
+        ...
+
+    def stalled(self, text: str) -> None:
+        """Nothing has ended for long; ``text`` says who has what in hand, and what is missing."""
         ...
 
 
@@ -118,13 +122,13 @@ class ShardLoop:
         self,
         crews: Mapping[str, Crew],
         config: ExecutionConfig,
-        listener: Listener,
+        listeners: Sequence[Listener],
         done: dict[tuple[str, str], CommitName],
     ) -> None:
         self.done = done
         self._crews = crews
         self._config = config
-        self._listener = listener
+        self._listeners = listeners
         self._ready: dict[str, deque[Work]] = {stage: deque() for stage in crews}
         self._blocked: dict[tuple[str, str], list[Work]] = {}
         self._later: list[tuple[float, int, Work]] = []
@@ -136,6 +140,8 @@ class ShardLoop:
         self._order = itertools.count()
         self._active: Counter[str] = Counter()
         self._next_look = 0.0
+        self._last_end = time.monotonic()
+        self._next_alarm = self._last_end + config.stall_seconds
 
     def run(self, works: Iterable[Work]) -> None:
         """Do all of ``works``. Raises RunFailed with the reason if it has to stop; what is committed stays."""
@@ -146,17 +152,13 @@ class ShardLoop:
                 self._blocked.setdefault(work.needs, []).append(work)
         try:
             self._start_ready()
-            while self._running or self._later:
-                if self._running:
-                    for ref, commit in _ended(list(self._running)):
-                        self._end(ref, commit)
-                else:
-                    time.sleep(min(1.0, max(0.0, self._later[0][0] - time.monotonic())))
+            while self._running or self._later or any(self._ready.values()):
+                for ref, commit in self._ended():
+                    self._end(ref, commit)
                 self._start_ready()
                 if time.monotonic() >= self._next_look:
                     self._next_look = time.monotonic() + 1
-                    self._end_hung()
-                    self._listener.tick()
+                    self._look()
         finally:
             for crew in self._crews.values():
                 crew.close()
@@ -171,8 +173,11 @@ class ShardLoop:
             self._ready[work.stage].appendleft(work)
         upstream_busy = False
         for stage, crew in self._crews.items():
-            crew.share_cores(upstream_busy)
             queue = self._ready[stage]
+            try:
+                crew.prepare(upstream_busy, len(queue))
+            except ray.exceptions.RayError as error:
+                raise RunFailed(f"{stage}: a worker cannot start: {_reason(error)}") from error
             upstream_busy = upstream_busy or bool(queue) or self._active[stage] > 0
             while queue and crew.has_room(queue[0].trial.alone is not None):
                 work = queue.popleft()
@@ -181,6 +186,59 @@ class ShardLoop:
                 ref = crew.start(argument, alone=work.trial.alone is not None)
                 self._running[ref] = work
                 self._started[ref] = time.monotonic()
+
+    def _ended(self) -> list[tuple[ray.ObjectRef, Commit | None]]:
+        """All that has ended, as soon as there is something; nothing if nothing has within a second.
+
+        With thousands of references one at a time would cost a look at all others for each, so the next few
+        milliseconds are waited for. What came of them is fetched together; None where it must be asked for one by one,
+        since a failure is among them.
+        """
+        running = list(self._running)
+        joining = [ref for crew in self._crews.values() for ref in crew.joining()]  # a worker that is ready gets work
+        if not running and not joining:
+            time.sleep(min(1.0, max(0.01, self._later[0][0] - time.monotonic()) if self._later else 1.0))
+            return []
+        ready, others = ray.wait([*running, *joining], num_returns=1, timeout=1.0, fetch_local=False)
+        if ready and others:
+            gather = _GATHER if len(running) > _MANY else 0
+            more, _ = ray.wait(others, num_returns=len(others), timeout=gather, fetch_local=False)
+            ready += more
+        ended = [ref for ref in ready if ref in self._running]
+        try:
+            return list(zip(ended, ray.get(ended), strict=True))
+        except ray.exceptions.RayError:
+            return [(ref, None) for ref in ended]
+
+    def _look(self) -> None:
+        """What is done once a second."""
+        self._end_hung()
+        for listener in self._listeners:
+            listener.tick({stage: len(queue) for stage, queue in self._ready.items()})
+        if time.monotonic() >= self._next_alarm:
+            for listener in self._listeners:
+                listener.stalled(self._holdings())
+            self._next_alarm = time.monotonic() + 2 * (time.monotonic() - self._last_end)
+
+    def _holdings(self) -> str:
+        """Who has what in hand, and what is missing, in words."""
+        now = time.monotonic()
+        free, have = ray.available_resources(), ray.cluster_resources()
+        parts = [f"nothing has ended for {now - self._last_end:.0f} s"]
+        parts += [
+            f"{stage}: {crew.describe()}; {len(self._ready[stage])} shards wait"
+            for stage, crew in self._crews.items()
+            if self._ready[stage] or self._active[stage]
+        ]
+        left = [f"{free.get(kind, 0):g} of {have.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")]
+        parts.append(f"the cluster has {' and '.join(left)} free")
+        oldest = sorted(self._running, key=self._started.__getitem__)[:3]
+        held = [
+            f"{work.shard} of {work.dataset} for {now - since:.0f} s by {self._crews[work.stage].holder(ref)}"
+            for ref in oldest
+            for work, since in [(self._running[ref], self._started[ref])]
+        ]
+        return "; ".join([*parts, *(["longest in hand: " + ", ".join(held)] if held else [])])
 
     def _end_hung(self) -> None:
         limit = time.monotonic() - self._config.shard_deadline
@@ -192,6 +250,8 @@ class ShardLoop:
     def _end(self, ref: ray.ObjectRef, commit: Commit | None) -> None:
         """One piece of work has ended: take its ``commit``, or ask for it and decide what a failure means."""
         work = self._running.pop(ref)
+        self._last_end = time.monotonic()
+        self._next_alarm = self._last_end + self._config.stall_seconds
         self._active[work.stage] -= 1
         del self._started[ref]
         hung = ref in self._hung
@@ -242,7 +302,8 @@ class ShardLoop:
         elif work.suspects is not None:
             self._tried_alone(work, reason)
         else:
-            self._listener.failed(work, f"it brought down {work.deaths} workers; its images are tried one by one")
+            for listener in self._listeners:
+                listener.failed(work, f"it brought down {work.deaths} workers; its images are tried one by one")
             left = [image_id for image_id in work.image_ids if image_id not in work.trial.excluded]
             if not left:
                 raise RunFailed(f"{work.stage}: workers die on shard {work.shard} of {work.dataset}: {reason}")
@@ -295,13 +356,15 @@ class ShardLoop:
         self._again(work, _reason(cause), self._config.backoff * 2 ** (work.outages - 1))
 
     def _again(self, work: Work, reason: str, delay: float) -> None:
-        self._listener.failed(work, reason)
+        for listener in self._listeners:
+            listener.failed(work, reason)
         self._active[work.stage] += 1
         heapq.heappush(self._later, (time.monotonic() + delay, next(self._order), work))
 
     def _commit(self, work: Work, commit: Commit) -> None:
         self.done[work.key] = commit.name
-        self._listener.committed(work, commit)
+        for listener in self._listeners:
+            listener.committed(work, commit)
         for waiting in self._blocked.pop(work.key, []):
             self._ready[waiting.stage].append(waiting)
         self._finished[work.dataset] += work.images
@@ -314,25 +377,6 @@ class ShardLoop:
                 f"{work.stage}: {failed} of the first {images} images failed, more than execution.max_failed "
                 f"({self._config.max_failed:g}) allows; the commonest reason ({count}): {message}"
             )
-
-
-def _ended(refs: list[ray.ObjectRef]) -> list[tuple[ray.ObjectRef, Commit | None]]:
-    """All that has ended, as soon as there is something; nothing if nothing has within a second.
-
-    With thousands of references one at a time would cost a look at all others for each, so the next few milliseconds
-    are waited for. What came of them is fetched together; None where it must be asked for one by one, since a failure
-    is among them.
-    """
-    ended, others = ray.wait(refs, num_returns=1, timeout=1.0, fetch_local=False)
-    if ended and others:
-        more, _ = ray.wait(
-            others, num_returns=len(others), timeout=_GATHER if len(refs) > _MANY else 0, fetch_local=False
-        )
-        ended += more
-    try:
-        return list(zip(ended, ray.get(ended), strict=True))
-    except ray.exceptions.RayError:
-        return [(ref, None) for ref in ended]
 
 
 def _node_was_lost(error: BaseException) -> bool:

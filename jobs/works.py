@@ -11,8 +11,8 @@ import pyarrow as pa
 import ray
 
 from jobs.boxfile import given_boxes
-from jobs.crews import ActorCrew, Crew, TaskCrew
-from jobs.execution import Resources
+from jobs.crews import ActorCrew, Crew, TaskCrew, in_words
+from jobs.execution import RaySession
 from jobs.extract import ActorSettings, ExtractShard, LoadedBody, file_metadata, vector_length
 from jobs.index import Index
 from jobs.materialise import MaterialiseShard, materialise_shard
@@ -108,30 +108,30 @@ def _objects_of(objects: pa.Table, ids: np.ndarray, image_ids: Sequence[str]) ->
 
 
 def crews_of(
-    invocation: Invocation, resources: Resources, body: LoadedBody | None, stages: Sequence[str]
+    invocation: Invocation, session: RaySession, body: LoadedBody | None, stages: Sequence[str]
 ) -> dict[str, Crew]:
     """Who does the work of ``stages`` (some of ``CREWS``): CPU tasks propose and materialise, actors extract."""
     crews: dict[str, Crew] = {}
     if "propose" in stages:
-        crews["propose"] = TaskCrew(propose_shard, room=2 * resources.cpus)
+        crews["propose"] = TaskCrew(propose_shard, session.task_room)
     if "materialise" in stages:
-        crews["materialise"] = TaskCrew(materialise_shard, room=2 * resources.cpus)
+        crews["materialise"] = TaskCrew(materialise_shard, session.task_room)
     if "extract" in stages:
         from jobs.feature_actor import FeatureActor
 
         assert body is not None
-        crews["extract"] = actor_crew(invocation, resources, body, FeatureActor, "extract")
+        crews["extract"] = actor_crew(invocation, session, body, FeatureActor, "extract")
     return crews
 
 
 def actor_crew(
-    invocation: Invocation, resources: Resources, body: LoadedBody, kind: type, method: str, *shared: Any
+    invocation: Invocation, session: RaySession, body: LoadedBody, kind: type, method: str, *shared: Any
 ) -> ActorCrew:
     """Actors of a class that holds the body, one per GPU or on CPU cores; ``shared``: further arguments to make one."""
     config = invocation.config
     execution = config.execution
-    on_gpu = resources.use_gpus(execution)
-    size = resources.actors(execution)
+    on_gpu = session.resources().use_gpus(execution)
+    cores = session.resources().actor_cores(execution)
     settings = ActorSettings(
         root=invocation.root,
         config=config.features,
@@ -145,12 +145,14 @@ def actor_crew(
     )
     # arrays, since Ray shares their memory between the actors of a node
     state = ray.put({name: values.numpy() for name, values in body.state.items()})
-    if on_gpu:
-        cores = max(1, min(execution.cpus_per_gpu, (resources.cpus - 1) // size))
-        beside = size
-    else:
-        cores = min(execution.threads, resources.cpus)
-        beside = min(size // 2, (resources.cpus - 1) // cores)  # proposals need a core to go on
+
+    def size() -> int:
+        return session.resources().actors(execution)
+
+    def beside() -> int:
+        resources = session.resources()
+        return size() if on_gpu else min(size() // 2, (resources.cpus - 1) // cores)  # proposals need a core to go on
+
     remote: Any = ray.remote(kind)
     actor = remote.options(
         num_cpus=cores,
@@ -158,6 +160,7 @@ def actor_crew(
         max_restarts=0,
         max_task_retries=0,
         max_concurrency=execution.shards_per_actor,
+        scheduling_strategy="SPREAD" if on_gpu else "DEFAULT",
     )
     return ActorCrew(
         lambda: actor.remote(settings, state, *shared),
@@ -165,4 +168,5 @@ def actor_crew(
         size=size,
         beside=beside,
         hands=execution.shards_per_actor,
+        needs=in_words(cores, 1 if on_gpu else 0),
     )

@@ -80,6 +80,11 @@ def open_root(url: str, storage_options: Mapping[str, Any] | None = None) -> Roo
     return Root(url.rstrip("/"), fs, path.rstrip("/"), dict(storage_options or {}))
 
 
+def is_local(url: str) -> bool:
+    """Whether a path or URL is of this machine's file system."""
+    return "://" not in url or url.startswith(("file://", "local://"))
+
+
 def resolve_options(options: Mapping[str, Any], key: str = "storage_options") -> dict[str, Any]:
     """``options`` with every ``env:NAME`` replaced by the variable's value; StorageError for an open secret."""
     resolved: dict[str, Any] = {}

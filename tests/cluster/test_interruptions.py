@@ -107,6 +107,25 @@ def test_a_run_killed_in_mid_extract_goes_on_and_ends_with_the_same_content(conf
     assert_same_content(root, undisturbed(config, tmp_path / "other"))
 
 
+def test_sigterm_abandons_what_is_in_hand_and_leaves_a_clean_end(config, tmp_path):
+    """What a job that is stopped, or the driver of a preempted node, is sent."""
+    root = tmp_path / "root"
+    process = start(config, root)
+    wait_until(lambda: bool(commits(root, "features")))
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "spp: error: interrupted; the same command goes on where it stopped" in output
+    assert "Traceback" not in output
+    record = storage.read_run(storage.open_root(str(root)), "small")
+    assert (record.status, record.exit_code, record.error) == ("failed", 1, "interrupted")
+    process = start(config, root)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert main(["verify", "--root", str(root)]) == 0
+    assert_same_content(root, undisturbed(config, tmp_path / "other"))
+
+
 def test_two_processes_at_once_on_one_root_both_end_and_every_image_stands_once(config, tmp_path):
     root = tmp_path / "root"
     both = [start(config, root), start(config, root)]

@@ -28,10 +28,21 @@ def _task() -> str:
 @pytest.fixture
 def crew():
     """Two actors at most, one beside an earlier stage, two pieces of work in hand."""
-    made = ActorCrew(_Sleeper.remote, "work", size=2, beside=1, hands=2)
-    made.share_cores(upstream_busy=False)
+    made = ActorCrew(_Sleeper.remote, "work", size=lambda: 2, beside=lambda: 1, hands=2, needs="1 CPU")
+    gather(made, 2)
     yield made
     made.close()
+
+
+def gather(crew: ActorCrew, actors: int, upstream_busy: bool = False, waiting: int = 9) -> None:
+    """Let the crew prepare until it has so many actors ready."""
+    end = time.monotonic() + LONG
+    while True:
+        crew.prepare(upstream_busy, waiting)
+        if crew.actors() == actors:
+            return
+        assert time.monotonic() < end, f"{crew.actors()} actors, not {actors}"
+        time.sleep(0.05)
 
 
 def take(crew: ActorCrew, ref: ray.ObjectRef) -> float:
@@ -69,19 +80,68 @@ def test_an_earlier_stage_that_gets_work_again_gets_its_core_back(crew):
     for ref in refs:
         take(crew, ref)
     assert crew.actors() == 2  # both cores are held, by actors that have nothing to do
-    crew.share_cores(upstream_busy=True)
-    assert crew.actors() == 1
+    gather(crew, 1, upstream_busy=True)
     assert ray.get(_task.remote(), timeout=LONG) == "done"
 
 
 def test_a_surplus_actor_ends_its_work_and_gets_no_more(crew):
     first, second = crew.start(0.5), crew.start(0.5)
-    crew.share_cores(upstream_busy=True)
+    crew.prepare(upstream_busy=True, waiting=9)
     assert crew.actors() == 2
     assert crew.has_room()
     third = crew.start(0.1)  # goes to the one that stays
     assert not crew.has_room()
     for ref in (first, second, third):
         take(crew, ref)
-    crew.share_cores(upstream_busy=True)
-    assert crew.actors() == 1
+    gather(crew, 1, upstream_busy=True)
+
+
+def test_actors_that_wait_for_a_node_hold_nothing_up_and_are_named(embedded_ray):
+    """Three are wanted, two cores are there: two get the work, and the third is one that an autoscaler would see."""
+    crew = ActorCrew(_Sleeper.remote, "work", size=lambda: 3, beside=lambda: 3, hands=2, needs="1 CPU")
+    try:
+        gather(crew, 2)
+        assert len(crew.joining()) == 1
+        assert "2 have none, 1 wait to start, each needs 1 CPU" in crew.describe()
+        refs = [crew.start(0.1) for _ in range(4)]
+        assert not crew.has_room()
+        assert sum(take(crew, ref) for ref in refs) == pytest.approx(0.4)
+    finally:
+        crew.close()
+
+
+def test_the_last_pieces_of_work_are_left_to_actors_that_are_about_to_join(embedded_ray):
+    crew = ActorCrew(_Sleeper.remote, "work", size=lambda: 3, beside=lambda: 3, hands=2)
+    try:
+        gather(crew, 2)
+        crew.prepare(upstream_busy=False, waiting=3)
+        refs = [crew.start(0.1), crew.start(0.1)]
+        assert not crew.has_room(), "the third is not given to a busy actor"
+        for ref in refs:
+            take(crew, ref)
+        assert crew.has_room(), "but it does not wait for ever"
+    finally:
+        crew.close()
+
+
+def test_no_more_actors_are_made_than_there_is_work_for(embedded_ray):
+    crew = ActorCrew(_Sleeper.remote, "work", size=lambda: 2, beside=lambda: 2, hands=2)
+    try:
+        gather(crew, 1, waiting=1)
+        assert crew.joining() == []
+        crew.prepare(upstream_busy=False, waiting=0)
+        assert crew.joining() == []
+    finally:
+        crew.close()
+
+
+def test_a_worker_that_cannot_start_says_why(embedded_ray):
+    @ray.remote(num_cpus=1)
+    class Broken:
+        def __init__(self) -> None:
+            raise RuntimeError("no weights")
+
+    crew = ActorCrew(Broken.remote, "work", size=lambda: 1, beside=lambda: 1, hands=1)
+    with pytest.raises(ray.exceptions.RayActorError, match="no weights"):
+        gather(crew, 1)
+    crew.close()
