@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ _MEMORY_PER_ACTOR = 1536 * 1024 * 1024
 _LOOK_EVERY = 10.0
 """Seconds for which what is known of the cluster's nodes is good."""
 
+_KNOCK_SECONDS = 20
 _TASKS_PER_GPU = 8
 """One-core tasks that share a GPU: each holds a head there, and the half gigabyte that a process costs."""
 
@@ -215,6 +217,13 @@ class RaySession:
         return 2 * self.resources().cpus
 
 
+def _knock(address: str) -> None:
+    """OSError if nobody listens at ``host:port``; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+
+
 def _connect(config: ExecutionConfig) -> None:
     import ray
     import ray.exceptions
@@ -224,6 +233,7 @@ def _connect(config: ExecutionConfig) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         if address:
+            _knock(address)
             ray.init(address=address, **quiet)
         else:
             # A fresh local Ray switches token authentication on and keeps its token in the home folder
