@@ -280,10 +280,11 @@ def test_a_gpu_pod_has_room_for_an_extraction_actor_and_proposals(job, gpu):
     assert int(limits["cpu"]) > execution.cpus_per_gpu
 
 
-def test_the_run_finds_a_gpu_when_it_starts_and_asks_for_all(job, gpu):
+def test_the_run_asks_for_all_gpus_and_so_needs_none_when_it_starts(job, gpu):
     assert job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
-    assert 1 <= gpu["minReplicas"] <= gpu["replicas"] < gpu["maxReplicas"]
+    assert gpu["minReplicas"] <= gpu["replicas"] < gpu["maxReplicas"]
     assert run_config(job).execution.workers == gpu["maxReplicas"]
+    assert run_config(job).execution.device == "cuda"
 
 
 def test_workers_may_sit_on_spot_nodes_and_end_fast(cluster):
