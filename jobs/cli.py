@@ -23,6 +23,7 @@ from jobs.printing import (
     in_bytes,
     in_seconds,
     metrics_of,
+    print_forecast,
     print_json,
     print_metrics,
     print_quality,
@@ -191,9 +192,13 @@ def plan(
     run_name: RunOption = None,
     set_: SetOption = None,
     until: UntilOption = "evaluate",
+    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of the cluster that the time is told for.")] = 0,
+    cpus: Annotated[
+        int | None, typer.Option("--cpus", min=1, help="Its cores [8 per GPU; without GPUs, those of this machine].")
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """What `spp run` would do: shards done and to do, bytes and time expected. Writes nothing."""
+    """What `spp run` would do: shards done and to do, bytes and time expected, what limits. Writes nothing."""
     from jobs import plan as planning
 
     invocation = _invocation(config, root, run_name, set_)
@@ -212,7 +217,17 @@ def plan(
         for entry in planned
     ]
     print_table(("stage", "dataset", "method", "shards done", "images to do", "bytes", "worker seconds"), rows, 3)
-    print_json(as_json, {"run": invocation.name, "root": invocation.root.url, "datasets": planning.as_json(planned)})
+    expected = planning.forecast_of(planned, gpus, cpus or (8 * gpus or os.cpu_count() or 1))
+    print_forecast(expected)
+    print_json(
+        as_json,
+        {
+            "run": invocation.name,
+            "root": invocation.root.url,
+            "datasets": planning.as_json(planned),
+            "forecast": asdict(expected),
+        },
+    )
     return 0
 
 

@@ -24,6 +24,7 @@ _LOOK_EVERY = 10.0
 """Seconds for which what is known of the cluster's nodes is good."""
 
 _KNOCK_SECONDS = 20
+_TOKEN = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
 _TASKS_PER_GPU = 8
 """One-core tasks that share a GPU: each holds a head there, and the half gigabyte that a process costs."""
 
@@ -218,10 +219,13 @@ class RaySession:
 
 
 def _knock(address: str) -> None:
-    """OSError if nobody listens at ``host:port``; Ray itself would try for minutes."""
+    """RunFailed if nobody listens at ``host:port``; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if host and "/" not in host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+        except OSError as error:
+            raise RunFailed(f"cannot start on {address}: {error}") from error
 
 
 def _connect(config: ExecutionConfig) -> None:
@@ -231,9 +235,10 @@ def _connect(config: ExecutionConfig) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     address = os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if address:
+        _knock(address)
     try:
         if address:
-            _knock(address)
             ray.init(address=address, **quiet)
         else:
             # A fresh local Ray switches token authentication on and keeps its token in the home folder
@@ -246,10 +251,10 @@ def _connect(config: ExecutionConfig) -> None:
             )
     except ray.exceptions.AuthenticationError as error:
         reason = str(error).splitlines()[0]
-        raise RunFailed(
-            f"the Ray cluster refused us: {reason} Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
-        ) from error
+        raise RunFailed(f"the Ray cluster refused us: {reason} {_TOKEN}") from error
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = address or "the embedded Ray"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunFailed(f"cannot start on {where}: {reason}") from error
+        # to a wrong token a cluster answers nothing at all
+        hint = f", though somebody listens there. If it is a cluster with tokens: {_TOKEN}" if address else ""
+        raise RunFailed(f"cannot start on {where}: {reason}{hint}") from error

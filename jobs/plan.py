@@ -5,6 +5,7 @@ spp plan --config configs/raccoon_kangaroo.yaml --root /data/spp
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -12,6 +13,7 @@ from jobs.config import RunConfig
 from jobs.detect import detection_shards
 from jobs.extract import LoadedBody, load_body, vector_length
 from jobs.finetune import window_shards, windows_method
+from jobs.forecast import Forecast, forecast
 from jobs.index import Index, committed_index, index_method, index_of, object_digests, read_index, tile_shards
 from jobs.shards import MapDataset, Survey, survey_after
 from jobs.stages import (
@@ -39,7 +41,7 @@ class PlannedDataset:
     """What is there and to do of one dataset.
 
     ``bytes`` and ``seconds`` are expected for what is to do: from the commits of this method, else of another method
-    of the dataset, else (bytes only) from the sizes; ``seconds`` are of one worker.
+    of the dataset, else (bytes only) from the sizes; ``seconds`` are of one worker, ``phases`` their parts.
     """
 
     stage: str
@@ -50,6 +52,7 @@ class PlannedDataset:
     images_to_do: int
     bytes: int | None
     seconds: float | None
+    phases: dict[str, float] | None = None
 
 
 def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
@@ -72,7 +75,7 @@ def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
     for dataset in planned_datasets(config, index, method, body):
         found = surveys[dataset.name] = survey_after(root, dataset, surveys)
         images = sum(len(shard.image_ids) for shard, _ in found.todo)
-        size, seconds = _cost(root, dataset, images)
+        size, phases = _cost(root, dataset, images)
         planned.append(
             PlannedDataset(
                 dataset.stage,
@@ -82,7 +85,8 @@ def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
                 len(found.done),
                 images,
                 size,
-                seconds,
+                None if phases is None else round(sum(phases.values()), 1),
+                phases,
             )
         )
     return planned + _reduced(invocation, index, surveys, stages, body)
@@ -156,23 +160,34 @@ def _keys(
     return {shard.key: len(shard.image_ids) for shard in planned}
 
 
+def forecast_of(planned: Sequence[PlannedDataset], gpus: int, cores: int) -> Forecast:
+    """How long the map stages' part of the plan takes on so many GPUs and cores, and what limits it."""
+    measurable = [entry for entry in planned if entry.stage in ("propose", "extract")]
+    return forecast(((e.dataset, e.images_to_do, e.bytes, e.phases) for e in measurable), gpus, cores)
+
+
 def as_json(planned: Iterable[PlannedDataset]) -> list[dict[str, object]]:
     """The plan as JSON values."""
     return [asdict(entry) for entry in planned]
 
 
-def _cost(root: Root, dataset: MapDataset, images: int) -> tuple[int | None, float | None]:
-    """Bytes and seconds expected for ``images`` images."""
+def _cost(root: Root, dataset: MapDataset, images: int) -> tuple[int | None, dict[str, float] | None]:
+    """Bytes and seconds by phase expected for ``images`` images."""
     if not images:
-        return 0, 0.0
+        return 0, {}
     commits = _sample(root, dataset.name, dataset.method)
     measured = [commit for commit in commits if commit.images]
     count = sum(len(commit.images) for commit in measured)
     if not count:
         bound = dataset.bytes_per_image * images
         return (int(bound * _COMPRESSED) if dataset.name == "features" else None), None
-    seconds = sum(value for c in measured for phase, value in c.seconds.items() if phase != "wait")
-    return sum(c.bytes for c in measured) * images // count, round(seconds * images / count, 1)
+    seconds: dict[str, float] = defaultdict(float)
+    for commit in measured:
+        for phase, value in commit.seconds.items():
+            if phase != "wait":
+                seconds[phase] += value
+    phases = {phase: round(value * images / count, 2) for phase, value in seconds.items()}
+    return sum(c.bytes for c in measured) * images // count, phases
 
 
 def _sample(root: Root, dataset: str, method: str) -> list[Commit]:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jobs.forecast import Forecast
 from storage.root import Root
 from storage.runs import RunRecord
 
@@ -145,3 +146,26 @@ def in_bytes(count: float) -> str:
 def in_seconds(value: float) -> str:
     """Seconds, with a decimal while it matters."""
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def print_forecast(expected: Forecast) -> None:
+    """What is left of the map stages, in a line or two."""
+    where = f"{expected.gpus} GPUs and {expected.cores} cores" if expected.gpus else f"{expected.cores} cores"
+    if expected.seconds is not None:
+        shares = ", ".join(f"{phase} {100 * share:.0f}%" for phase, share in expected.shares.items())
+        print(
+            f"with {where}: {in_bytes(expected.bytes)}, at least {in_time(expected.seconds)}; "
+            f"the {expected.limit} are the bottleneck ({shares})"
+        )
+    if expected.unmeasured:
+        print(
+            f"no time is known yet for {', '.join(expected.unmeasured)}: it is learnt from the first committed shards "
+            f"(give the command, interrupt it after a minute, plan again)"
+        )
+
+
+def in_time(seconds: float) -> str:
+    """Seconds, minutes or hours, for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

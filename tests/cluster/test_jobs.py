@@ -169,16 +169,21 @@ def test_a_stopped_job_says_so_beside_the_data_and_goes_on_when_it_is_submitted_
     assert storage.read_run(storage.open_root(str(root)), "small").exit_code == 0
 
 
-def test_a_driver_without_the_token_is_told_in_one_line_what_to_set(server, config, tmp_path):
+@pytest.mark.parametrize(
+    ("lacking", "says"),
+    [({"RAY_AUTH_TOKEN": "f" * 32}, "somebody listens there"), ({"RAY_AUTH_MODE": "disabled"}, "refused us")],
+    ids=["wrong", "none"],
+)
+def test_a_driver_without_the_token_is_told_in_one_line_what_to_set(server, config, tmp_path, lacking, says):
     if "RAY_AUTH_TOKEN" not in server.environment:
         pytest.skip("this cluster is open")
-    refused = {**server.environment, "RAY_ADDRESS": server.address, "RAY_AUTH_TOKEN": "f" * 32}
+    refused = {**server.environment, "RAY_ADDRESS": server.address, **lacking}
     found = subprocess.run(
         [BIN / "spp", *spp(config, tmp_path / "root")[3:]], env=refused, capture_output=True, text=True, timeout=120
     )
     assert found.returncode == 1
     (line,) = [line for line in found.stderr.splitlines() if line.startswith("spp: error:")]
-    assert "the Ray cluster refused us" in line
+    assert says in line
     assert "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in line
     assert "Traceback" not in found.stderr
     assert "f" * 32 not in found.stderr + found.stdout
