@@ -166,3 +166,26 @@ def test_a_damaged_commit_is_named(place):
     place.write(commit_key("features", METHOD, name), record().model_dump_json().encode()[:100])
     with pytest.raises(StorageError, match=r"aa\.r0\.x\.json is damaged"):
         read_commits(place, "features", METHOD, [name])
+
+
+# --- clocks that differ ---
+
+
+@pytest.mark.parametrize("behind", [3600, -3600])
+def test_a_node_whose_clock_is_wrong_changes_nothing_but_which_equal_attempt_counts(place, monkeypatch, behind):
+    """Attempts of one revision have the same content; a revision outranks the other whatever their clocks say."""
+    import time
+
+    now = time.time()
+    first = CommitName("aa", 0, new_attempt())
+    monkeypatch.setattr("time.time", lambda: now - behind)
+    second, mended = CommitName("aa", 0, new_attempt()), CommitName("aa", 1, new_attempt())
+    for name in (first, second):
+        write_commit(place, record(name))
+    counts = winners(place, "features", METHOD)["aa"]
+    assert counts == min(first, second)
+    assert [c.images for c in read_commits(place, "features", METHOD, [first])] == [
+        c.images for c in read_commits(place, "features", METHOD, [second])
+    ]
+    write_commit(place, record(mended))
+    assert winners(place, "features", METHOD)["aa"] == mended
