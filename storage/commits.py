@@ -120,7 +120,7 @@ def commit_key(dataset: str, method: str, name: CommitName) -> str:
 def winners(root: Root, dataset: str, method: str) -> dict[str, CommitName]:
     """The winning commit of every committed shard of a method, from one listing."""
     best: dict[str, CommitName] = {}
-    for file_name in root.names(f"{dataset}/{method}/commit"):
+    for file_name in root.hashed_names(f"{dataset}/{method}/commit"):
         match = _NAME.fullmatch(file_name)
         if match is None:
             continue

@@ -13,6 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,6 +27,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 _SECRET = ("key", "secret", "token", "password", "credential", "sas")
 _UPLOAD_DELAYS = (0.2, 1.0, 5.0)
 """Seconds before a failed upload is repeated."""
+_BY_PREFIX = frozenset(("s3", "s3a", "gs", "gcs", "abfs", "az"))
+"""Protocols whose file systems list the names that begin with something."""
+_DIGITS = "0123456789abcdef"
+_MANY_NAMES = 1000
 _MODIFIED = ("LastModified", "last_modified", "updated", "mtime", "created")
 _PASSWORD = re.compile(r"[^/]+://[^/@]*:[^/@]+@")
 
@@ -141,6 +146,23 @@ class Root:
             return []
         names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
         return sorted(name for name in names if name and not name.startswith("."))
+
+    def hashed_names(self, key: str) -> list[str]:
+        """As ``names``, of a folder whose files' names begin with a hash.
+
+        An object store lists a thousand names a request, one after the other: a million would take minutes. Where the
+        names with a first 0 are many, those with each other digit are asked for at the same time.
+        """
+        protocols = (self.fs.protocol,) if isinstance(self.fs.protocol, str) else self.fs.protocol
+        if not _BY_PREFIX.intersection(protocols) or len(self._beginning_with("0", key)) < _MANY_NAMES:
+            return self.names(key)
+        with ThreadPoolExecutor(len(_DIGITS)) as listers:
+            parts = listers.map(lambda digit: self._beginning_with(digit, key), _DIGITS)
+            return sorted(name for part in parts for name in part)
+
+    def _beginning_with(self, digit: str, key: str) -> list[str]:
+        self.fs.invalidate_cache(self.path(key))
+        return [path.rsplit("/", 1)[-1] for path in self.fs.find(self.path(key), prefix=digit)]
 
     def read(self, key: str) -> bytes:
         """A whole file; FileNotFoundError if there is none."""

@@ -221,6 +221,17 @@ def test_each_injected_damage_is_found(store, config, finished):
     assert f"image {image_id!r} stands in 2 shards" in store.spp(*at).stdout
 
 
+@pytest.mark.usefixtures("credentials")
+def test_many_commits_are_listed_by_their_first_digits_at_once_and_none_is_missed(store, finished, monkeypatch):
+    place = storage.open_root(finished)
+    method = storage.read_run(place, "small").datasets["features"].method
+    folder = f"features/{method}/commit"
+    one_after_the_other = place.names(folder)
+    monkeypatch.setattr("storage.root._MANY_NAMES", 0)
+    assert place.hashed_names(folder) == one_after_the_other
+    assert len(one_after_the_other) > 1
+
+
 def test_gc_and_forget_work_without_folders_or_renames(store, config, finished):
     root = f"s3://{BUCKET}/shared"
     mine = ["--config", str(config), "--root", root, "--until", "propose", "--run"]
