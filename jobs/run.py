@@ -285,6 +285,7 @@ def _make(
     session: RaySession,
 ) -> None:
     """Run the shard loop over what is to do."""
+    from jobs.bookkeeping import Bookkeeper
     from jobs.crews import ActorCrew
     from jobs.metrics import RunMetrics
     from jobs.shardloop import ShardLoop
@@ -302,7 +303,7 @@ def _make(
         if isinstance(extractors, ActorCrew):
             progress.devices = extractors.actors
         metrics = RunMetrics(invocation.name, progress.devices)
-        ShardLoop(crews, execution, (progress, metrics), done).run(works)
+        ShardLoop(crews, execution, (progress, metrics, Bookkeeper(invocation.root)), done).run(works)
 
 
 def _settle(root: Root, record: RunRecord, dataset: MapDataset) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from jobs.bookkeeping import Bookkeeper
 from jobs.crews import ActorCrew, Crew
 from jobs.metrics import RunMetrics
 from jobs.progress import ProgressReport
@@ -64,7 +65,7 @@ def make_shards(
         with ProgressReport(totals, dict.fromkeys(totals, 0), execution.progress_seconds) as progress:
             made = crew()
             metrics = RunMetrics(invocation.name, made.actors if isinstance(made, ActorCrew) else lambda: 0)
-            ShardLoop({stage: made}, execution, (progress, metrics), done).run(works)
+            ShardLoop({stage: made}, execution, (progress, metrics, Bookkeeper(root)), done).run(works)
     return {d.name: _entry(root, stage, d, done) for d in datasets}
 
 

@@ -6,6 +6,7 @@ Knows neither Ray nor the method. The layout under one root::
     <dataset>/<method>/data/<shard>.r<rev>.<attempt>.parquet the rows, no row group of two images
                        commit/<shard>.r<rev>.<attempt>.json  written last; what has none does not exist
                        manifest/<digest>.parquet             the winning commits of one set of shards
+                       segment/<id>.parquet                  what some commits say; a cache
 """
 
 from storage.columns import boxes_of, vectors_of, windows_of

@@ -21,9 +21,9 @@ from storage.schemas import DATASETS
 
 _FILE = re.compile(
     r"(?P<method>[0-9a-f]{12})/(?:(?:data|commit)/(?P<stem>[0-9a-f]+\.r\d+\.[0-9a-z-]+)\.(?:parquet|json)"
-    r"|manifest/[0-9a-f]{12}\.parquet)"
+    r"|manifest/[0-9a-f]{12}\.parquet|(?P<segment>segment/[0-9a-f]{32}\.parquet))"
 )
-_TEMPORARY = re.compile(r"(?:(?P<method>[0-9a-f]{12})/(?:data|commit|manifest)/)?\..+\.[0-9a-f]{8}\.tmp")
+_TEMPORARY = re.compile(r"(?:(?P<method>[0-9a-f]{12})/(?:data|commit|manifest|segment)/)?\..+\.[0-9a-f]{8}\.tmp")
 """What ``Root.staged`` leaves behind when its process is killed."""
 
 
@@ -84,7 +84,9 @@ def plan_collection(root: Root, grace: float) -> GarbagePlan:
             needed = needs.get((dataset, method))
             holding = found.setdefault(method, Holding(dataset, method, needed.runs if needed else []))
             keep = file.modified >= cutoff or (
-                ours is not None and needed is not None and _is_needed(needed, file.key, ours["stem"])
+                ours is not None
+                and needed is not None
+                and (bool(ours["segment"]) or _is_needed(needed, file.key, ours["stem"]))
             )
             (holding.kept if keep else holding.garbage).append(file)
         holdings += [found[method] for method in sorted(found)]

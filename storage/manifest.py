@@ -19,6 +19,7 @@ from storage.identity import METHOD_LENGTH, digest
 from storage.root import Root, StorageError
 from storage.runs import RunRecord, dataset_record
 from storage.schemas import SCHEMA_VERSION, VERSION_KEY, check_version
+from storage.segments import read_segments
 
 _SCHEMA = pa.schema(
     [
@@ -124,9 +125,16 @@ def fold(root: Root, dataset: str, method: str, names: Sequence[CommitName]) -> 
 
 def in_memory(root: Root, dataset: str, method: str, names: Sequence[CommitName]) -> Manifest:
     """The same, without publishing it: a view of shards that are not all there yet."""
-    commits = sorted(read_commits(root, dataset, method, names), key=lambda c: (min(_ids(c), default=""), c.shard))
-    table = pa.Table.from_pylist([_row(commit) for commit in commits], schema=_SCHEMA)
-    return Manifest(dataset, method, manifest_digest(names), table)
+    known = read_segments(root, dataset, method, _SCHEMA, [name.stem for name in names])
+    there = {CommitName(*row.values()) for row in known.select(["shard", "revision", "attempt"]).to_pylist()}
+    others = rows_of(read_commits(root, dataset, method, [name for name in names if name not in there]))
+    table = pa.concat_tables([known, others]).sort_by([("first_image", "ascending"), ("shard", "ascending")])
+    return Manifest(dataset, method, manifest_digest(names), table.combine_chunks())
+
+
+def rows_of(commits: Iterable[Commit]) -> pa.Table:
+    """The rows of a manifest for these commits."""
+    return pa.Table.from_pylist([_row(commit) for commit in commits], schema=_SCHEMA)
 
 
 def recorded_manifest(root: Root, record: RunRecord, dataset: str) -> Manifest:

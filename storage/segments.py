@@ -1,0 +1,63 @@
+"""Segments: what the commits of a thousand shards say, in one file. A cache, which may be deleted at any time.
+
+A manifest is folded from every commit of a dataset. For a million shards that would be a million small reads at the end
+of a run, and again for each look at how far it is. So the driver, who sees each commit as it is made, writes what it
+saw down now and then; what stands in no segment is read from its commit.
+"""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from storage.root import Root, store_errors
+
+SIZE = 1000
+"""Commits of one segment."""
+
+
+def write_segment(root: Root, dataset: str, method: str, table: pa.Table) -> None:
+    """Publish rows of a manifest."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    root.write(f"{_folder(dataset, method)}/{uuid.uuid4().hex}.parquet", buffer.getvalue())
+
+
+def read_segments(root: Root, dataset: str, method: str, schema: pa.Schema, stems: Sequence[str]) -> pa.Table:
+    """The rows of those commits, named by ``stems``, that stand in a segment, each once."""
+    wanted = pa.array(sorted(stems), pa.string())
+    parts = [schema.empty_table()]
+    keys = [f"{_folder(dataset, method)}/{name}" for name in root.names(_folder(dataset, method))]
+    for key in keys:
+        try:
+            table = pq.read_table(pa.BufferReader(root.read(key)))
+        except store_errors(pa.ArrowException):  # deleted just now, or damaged: the commits are there
+            continue
+        if table.schema.equals(schema, check_metadata=True):
+            parts.append(table.filter(pc.is_in(_stems(table), value_set=wanted)))
+    found = pa.concat_tables(parts)
+    if len(parts) <= 2:
+        return found
+    _, first = _unique(_stems(found))
+    return found.take(first)
+
+
+def _stems(table: pa.Table) -> pa.ChunkedArray:
+    revision = pc.binary_join_element_wise("r", pc.cast(table["revision"], pa.string()), "")
+    return pc.binary_join_element_wise(table["shard"], revision, table["attempt"], ".")
+
+
+def _unique(stems: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """Each stem, and where it stands first: two drivers may have written down the same commit."""
+    rows = pa.table({"stem": stems, "at": pa.array(range(len(stems)), pa.int64())})
+    grouped = rows.group_by("stem").aggregate([("at", "min")]).sort_by("at_min")
+    return grouped["stem"].combine_chunks(), grouped["at_min"].combine_chunks()
+
+
+def _folder(dataset: str, method: str) -> str:
+    return f"{dataset}/{method}/segment"
