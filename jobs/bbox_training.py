@@ -60,7 +60,7 @@ def train_regressors(invocation: Invocation, record: RunRecord, index: Index, se
     found = done_already(root, "train-bbox", "regressors", method)
     if found is not None:
         return found
-    resources, clock = session.resources(), PhaseClock()
+    resources, clock = session.ready(), PhaseClock()
     data = TrainingData.of(root, record, index, invocation.config.dataset.train_splits)
     with clock.phase("choose"):
         task = as_task(choose_windows)

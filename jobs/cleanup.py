@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from jobs.measured import combined_runs
 from jobs.printing import in_bytes, print_json, print_table
 from storage.garbage import Holding, collect, plan_collection
-from storage.root import Root
-from storage.runs import forget_run, read_run, run_names
+from storage.root import Root, StorageError
+from storage.runs import check_known, forget_run, read_run, run_names
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,19 @@ def gc(root: Root, grace_hours: float, yes: bool, as_json: bool) -> int:
 
 def forget(root: Root, name: str, as_json: bool) -> int:
     """Drop a run's record. What only it needs is garbage from then on."""
-    read_run(root, name)
+    check_known(root, name)
+    try:
+        running = read_run(root, name).status == "running"
+    except StorageError as error:
+        running = False
+        print(f"note: its record could not be read: {error}")
     combinations = [
         other for other in run_names(root) if other != name and name in (combined_runs(read_run(root, other)) or ())
     ]
     forget_run(root, name)
     print(f"run {name} is forgotten; `spp gc` shows what no run needs any more")
+    if running:
+        print("note: it said that it was running; if it is, what it makes is no longer safe from `spp gc`")
     for other in combinations:
         print(f"note: run {other!r} combines it; its results stay, but it cannot be made again")
     print_json(as_json, {"root": root.url, "forgotten": name, "combinations": combinations})

@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -65,6 +67,8 @@ UntilOption = Annotated[str, typer.Option("--until", metavar="STAGE", help="Last
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code. A user's mistake is one line on standard error."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends as Ctrl-C ends it
     try:
         outcome = app(args=None if arguments is None else list(arguments), standalone_mode=False)
         if outcome == _INTERRUPT:

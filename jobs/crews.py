@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -11,6 +12,11 @@ import ray
 import ray.exceptions
 
 from storage.commits import Commit
+
+MEMORY_RETRIES = 20
+"""How often Ray may stop a worker for want of memory before the run stops: then the node is too small."""
+_BACKOFF = 5.0
+"""Seconds before another actor is made in the place of one that died while it started."""
 
 
 class Crew(Protocol):
@@ -44,6 +50,10 @@ class Crew(Protocol):
         """End the worker behind ``ref``, which hangs."""
         ...
 
+    def pending(self) -> list[ray.ObjectRef]:
+        """Work that has been given out, but may not have begun."""
+        ...
+
     def holder(self, ref: ray.ObjectRef) -> str:
         """Who has the work behind ``ref`` in hand, for a human."""
         ...
@@ -60,19 +70,19 @@ class Crew(Protocol):
 class TaskCrew:
     """Ray tasks of one core each; Ray queues them, so a few more are given out than can run.
 
-    ``room``: how many may be given out at once, asked anew each time, since clusters grow and shrink. ``shared``:
-    further arguments of all tasks, such as references to what Ray brings to each node once. ``gpus`` that each task
-    holds beside its core; less than 1: so many share one.
+    ``cores`` of the cluster, asked anew each time, since it grows and shrinks; an autoscaler sees the tasks that wait.
+    ``shared``: further arguments of all tasks, such as references to what Ray brings to each node once. ``gpus`` that
+    each task holds beside its core; less than 1: so many share one.
     """
 
     def __init__(
-        self, function: Callable[..., Commit | None], room: Callable[[], int], *shared: Any, gpus: float = 0
+        self, function: Callable[..., Commit | None], cores: Callable[[], int], *shared: Any, gpus: float = 0
     ) -> None:
         self._task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function)
-        self._room = room
+        self._cores = cores
         self._needs = in_words(1, gpus)
         self._shared = shared
-        self._running: set[ray.ObjectRef] = set()
+        self._running: dict[ray.ObjectRef, None] = {}
 
     def prepare(self, upstream_busy: bool, waiting: int) -> None:
         pass  # a task holds its core only while it runs
@@ -81,18 +91,22 @@ class TaskCrew:
         return []
 
     def has_room(self, alone: bool = False) -> bool:
-        return len(self._running) < self._room()
+        return len(self._running) < 2 * self._cores()
 
     def start(self, argument: Any, alone: bool = False) -> ray.ObjectRef:
         ref = self._task.remote(argument, *self._shared)
-        self._running.add(ref)
+        self._running[ref] = None
         return ref
 
     def finished(self, ref: ray.ObjectRef, died: bool) -> None:
-        self._running.discard(ref)
+        self._running.pop(ref, None)
 
     def kill(self, ref: ray.ObjectRef) -> None:
         ray.cancel(ref, force=True)
+
+    def pending(self) -> list[ray.ObjectRef]:
+        # the oldest are at work; actors may hold the other half of the cores
+        return list(self._running)[max(1, self._cores() // 2) :]
 
     def holder(self, ref: ray.ObjectRef) -> str:
         return "a task"
@@ -125,11 +139,15 @@ class ActorCrew:
         beside: Callable[[], int],
         hands: int,
         needs: str = "",
+        max_deaths: int = 3,
     ) -> None:
         self._make = make
         self._method = method
         self._size, self._beside, self._hands = size, beside, hands
         self._needs = needs
+        self._max_deaths = max_deaths
+        self._stillborn = 0
+        self._not_before = 0.0
         self._limit = 0
         self._waiting = 0
         self._joining: dict[ray.ObjectRef, Any] = {}
@@ -148,6 +166,8 @@ class ActorCrew:
             self._welcome()
         self._dismiss()
         self._waiting = waiting
+        if time.monotonic() < self._not_before:
+            return
         for _ in range(min(limit - len(self._load), waiting - len(self._serving[0])) - len(self._joining)):
             actor = self._make()
             self._joining[actor.__ray_call__.remote(_place_of)] = actor
@@ -174,13 +194,15 @@ class ActorCrew:
         if actor not in self._load:
             return
         if died:
-            del self._load[actor]
-            self._choose_serving()
+            self._dead(actor)
         else:
             self._take(actor, -share)
 
     def kill(self, ref: ray.ObjectRef) -> None:
         ray.kill(self._owner[ref][0])
+
+    def pending(self) -> list[ray.ObjectRef]:
+        return []  # work is given to actors that are ready
 
     def holder(self, ref: ray.ObjectRef) -> str:
         return self._place.get(self._owner[ref][0], "?")
@@ -197,6 +219,7 @@ class ActorCrew:
             ray.kill(actor)
         self._load.clear()
         self._joining.clear()
+        self._place.clear()
         self._owner.clear()
         self._choose_serving()
 
@@ -205,19 +228,46 @@ class ActorCrew:
         return len(self._load)
 
     def _welcome(self) -> None:
-        """Those that have become ready get work from now on. RayActorError if one could not start."""
+        """Those that have become ready get work from now on. RayError if none can start."""
         ready, _ = ray.wait(list(self._joining), num_returns=len(self._joining), timeout=0)
         for ref in ready:
             actor = self._joining.pop(ref)
             try:
                 self._place[actor] = ray.get(ref)
-            except ray.exceptions.RayActorError as error:
-                if error.actor_init_failed:
-                    raise
-                ray.kill(actor)  # its node was lost before it began
+            except ray.exceptions.RayError as error:
+                ray.kill(actor)
+                self._not_born(error)
                 continue
             self._load[actor] = 0
+            self._stillborn = 0
+        if ready:
             self._choose_serving()
+
+    def _not_born(self, error: ray.exceptions.RayError) -> None:
+        """An actor has not come to be. Another is made, unless that would go on for ever."""
+        if getattr(error, "actor_init_failed", False):
+            raise error  # its constructor says why
+        if node_was_lost(error):
+            return
+        # killed while it loaded: for memory, which may be there later, or by what it loads
+        self._stillborn += 1
+        most = MEMORY_RETRIES if isinstance(error, ray.exceptions.OutOfMemoryError) else self._max_deaths
+        if self._stillborn >= most:
+            raise error
+        self._not_before = time.monotonic() + _BACKOFF
+
+    def _dead(self, actor: Any) -> None:
+        """An actor is no more; one that merely cannot be reached must not keep its GPU.
+
+        What befell it may have befallen those that have nothing to do: they are asked before they get any work.
+        """
+        ray.kill(actor)
+        del self._load[actor]
+        self._place.pop(actor, None)
+        for idle in [other for other, load in self._load.items() if not load]:
+            del self._load[idle]
+            self._joining[idle.__ray_call__.remote(_place_of)] = idle
+        self._choose_serving()
 
     def _dismiss(self) -> None:
         """End the idle ones beyond what is ours."""
@@ -227,6 +277,7 @@ class ActorCrew:
             if not self._load[actor]:
                 ray.kill(actor)
                 del self._load[actor]
+                self._place.pop(actor, None)
 
     def _take(self, actor: Any, share: int) -> None:
         """``actor`` has so much more, or less, in hand."""
@@ -247,6 +298,11 @@ class ActorCrew:
 def _place_of(_: Any) -> str:
     """Where an actor is; its first answer, when it is ready."""
     return f"{socket.gethostname()} (process {os.getpid()})"
+
+
+def node_was_lost(error: BaseException) -> bool:
+    """Ray has no error of its own for an actor whose node died; its message says so (``core_worker`` and GCS)."""
+    return getattr(error, "preempted", False) or "node has died" in str(error) or "node is dead" in str(error).lower()
 
 
 def in_words(cpus: float, gpus: float) -> str:

@@ -242,12 +242,12 @@ def _maker(
 
 
 def _crew(invocation: Invocation, record: RunRecord, session: RaySession) -> Crew:
-    config, resources = invocation.config, session.resources()
+    config, resources = invocation.config, session.ready()
     on_gpu = resources.use_gpus(config.execution)
     detector = ray.put(_detector(invocation, record, resources, "cuda" if on_gpu else "cpu"))
     if config.detect.source == "stored":
         gpus = resources.gpu_share if on_gpu and config.needs_head else 0
-        return TaskCrew(detect_shard, session.task_room, detector, gpus=gpus)
+        return TaskCrew(detect_shard, session.cores, detector, gpus=gpus)
     from jobs.detect_actor import DetectActor
 
     body = load_body(config.features)

@@ -126,8 +126,8 @@ def _sources(root: Root, record: RunRecord) -> dict[str, dict[str, tuple[str, st
 
 
 def _crew(invocation: Invocation, record: RunRecord, session: RaySession) -> TaskCrew:
-    resources = session.resources()
+    resources = session.ready()
     on_gpu = resources.use_gpus(invocation.config.execution)
     head = ray.put(read_head(invocation.root, record))
     gpus = resources.gpu_share if on_gpu else 0
-    return TaskCrew(embed_shard, session.task_room, head, "cuda" if on_gpu else "cpu", gpus=gpus)
+    return TaskCrew(embed_shard, session.cores, head, "cuda" if on_gpu else "cpu", gpus=gpus)

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -139,18 +140,18 @@ class Resources:
             )
         return config.device == "cuda" or (config.device == "auto" and self.gpus >= 1)
 
-    def actor_cores(self, config: ExecutionConfig) -> int:
+    def actor_cores(self, config: ExecutionConfig, on_gpu: bool) -> int:
         """CPU cores of an extraction actor. On nodes with GPUs one core is left to proposals, if there are some."""
-        if not self.use_gpus(config):
-            return min(config.threads, self.cpus)
+        if not on_gpu:
+            return min(config.threads, self.node_cpus) if self.node_cpus else config.threads
         fit = [max(1, (node.cpus - 1) // node.gpus) for node in self.nodes if node.gpus]
         return min([config.cpus_per_gpu, *fit])
 
-    def actors(self, config: ExecutionConfig) -> int:
-        """How many extraction actors run when nothing else does."""
+    def actors(self, config: ExecutionConfig, on_gpu: bool) -> int:
+        """How many extraction actors run when nothing else does: of the kind that was chosen at the start."""
         if config.workers != "auto":
             return max(1, config.workers)
-        if self.use_gpus(config):
+        if on_gpu:
             return max(1, self.gpus)
         return max(1, min(self.cpus // config.threads, self.memory // _MEMORY_PER_ACTOR))
 
@@ -202,6 +203,23 @@ class RaySession:
             self._resources = Resources(nodes)
         return self._resources
 
+    def ready(self) -> Resources:
+        """The same, once there is a node on which a task can run: a cluster that shrank to nothing is asked for one."""
+        found = self.resources()
+        on_gpu = found.use_gpus(self._config)
+        if found.node_cpus and (found.gpus or not on_gpu):
+            return found
+        import ray
+
+        asked = ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_retries=-1)(_nothing).remote()
+        since = time.monotonic()
+        while not ray.wait([asked], timeout=self._config.stall_seconds)[0]:
+            wanted = "a GPU" if on_gpu else "a core"
+            waited = time.monotonic() - since
+            print(f"no node has {wanted}; one is waited for since {waited:.0f} s", file=sys.stderr, flush=True)
+        self._looked = 0.0
+        return self.resources()
+
     def _check_local(self, machines: set[str]) -> None:
         """UsageError if workers on other machines would be sent to folders that only this one has."""
         if self._local and len(machines) > 1 and not self._config.shared_fs:
@@ -213,19 +231,25 @@ class RaySession:
                 f"--set execution.shared_fs=true"
             )
 
-    def task_room(self) -> int:
-        """How many tasks of one core are given out at once: Ray queues some, and an autoscaler sees what is wanted."""
-        return 2 * self.resources().cpus
+    def cores(self) -> int:
+        """Cores of all nodes, as they are now."""
+        return self.resources().cpus
 
 
-def _knock(address: str) -> None:
-    """RunFailed if nobody listens at ``host:port``; Ray itself would try for minutes."""
+def _nothing() -> None:
+    """What a node is asked for."""
+
+
+def _knock(address: str) -> bool:
+    """Whether this is a ``host:port``. RunFailed if nobody listens there; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
-    if host and "/" not in host and port.isdigit():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
-        except OSError as error:
-            raise RunFailed(f"cannot start on {address}: {error}") from error
+    if not host or "/" in host or not port.isdigit():
+        return False
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+    except OSError as error:
+        raise RunFailed(f"cannot start on {address}: {error}") from error
+    return True
 
 
 def _connect(config: ExecutionConfig) -> None:
@@ -235,8 +259,7 @@ def _connect(config: ExecutionConfig) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     address = os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    if address:
-        _knock(address)
+    knocked = bool(address) and _knock(address or "")
     try:
         if address:
             ray.init(address=address, **quiet)
@@ -256,5 +279,5 @@ def _connect(config: ExecutionConfig) -> None:
         where = address or "the embedded Ray"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         # to a wrong token a cluster answers nothing at all
-        hint = f", though somebody listens there. If it is a cluster with tokens: {_TOKEN}" if address else ""
+        hint = f", though somebody listens there. If it is a cluster with tokens: {_TOKEN}" if knocked else ""
         raise RunFailed(f"cannot start on {where}: {reason}{hint}") from error

@@ -47,7 +47,7 @@ def finetune(
     annotated = object_digests(index, config.dataset.train_splits)
     method = head_method(config.head, config.finetune if fine else None, record, names, annotated)
     if done_already(root, "finetune", "head", method) is None:
-        _make_head(invocation, record, body, names, method, session.resources(), fine)
+        _make_head(invocation, record, body, names, method, session.ready(), fine)
     for name in ("training_curve", "head"):
         entry = done_already(root, "finetune", name, method)
         if entry is None:

@@ -14,7 +14,8 @@ DEVICE_PHASES = ("conv", "pool", "transfer", "fc")
 class Forecast:
     """What is left, on so many GPUs and cores.
 
-    ``seconds``: with all devices at work all the time, so a lower bound; None if nothing was measured. ``limit``: what
+    ``seconds``: with all devices at work all the time, and if they are as those that made the shards so far: what a CPU
+    took says little of a GPU. None if nothing was measured. ``limit``: what
     takes it, ``GPUs`` or ``cores``. ``shares``: the three phases with most of the limit's seconds, and their share.
     ``unmeasured``: datasets of which nothing is known yet, and which are therefore left out.
     """

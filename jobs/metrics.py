@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge
 
-from jobs.progress import COMPUTE_PHASES
 from jobs.shardloop import Work
 from storage.commits import Commit
 
-_BUSY_OVER = 10.0
-"""Seconds over which the share of time in which devices are busy is taken."""
-
 
 class RunMetrics:
-    """A listener of the shard loop. ``devices``: how many extraction actors there are."""
+    """A listener of the shard loop."""
 
-    def __init__(self, run: str, devices: Callable[[], int]) -> None:
+    def __init__(self, run: str) -> None:
         tags = {"run": run}
-        self._devices = devices
         counters = {
             "images": "Images of committed shards.",
             "images_failed": "Images that went to the ledger.",
@@ -34,11 +28,8 @@ class RunMetrics:
         self._attempts = Counter("spp_attempts_failed_total", "Attempts that are repeated.", ("run", "stage"))
         self._phases = Counter("spp_phase_seconds_total", "Worker seconds by phase.", ("run", "stage", "phase"))
         self._queued = Gauge("spp_shards_queued", "Shards that nobody has in hand yet.", ("run", "stage"))
-        self._busy = Gauge("spp_device_busy", "Share of time in which the extraction actors compute.", ("run",))
-        for metric in (*self._by_dataset.values(), self._attempts, self._phases, self._queued, self._busy):
+        for metric in (*self._by_dataset.values(), self._attempts, self._phases, self._queued):
             metric.set_default_tags(tags)
-        self._computed = 0.0
-        self._since = time.monotonic()
 
     def committed(self, work: Work, commit: Commit) -> None:
         """Count a shard."""
@@ -56,7 +47,6 @@ class RunMetrics:
         for phase, seconds in commit.seconds.items():
             if seconds > 0:
                 self._phases.inc(seconds, {"stage": work.stage, "phase": phase})
-        self._computed += sum(commit.seconds.get(phase, 0.0) for phase in COMPUTE_PHASES)
 
     def failed(self, work: Work, reason: str) -> None:
         """Count an attempt."""
@@ -69,7 +59,3 @@ class RunMetrics:
         """Set what changes without any end."""
         for stage, shards in queued.items():
             self._queued.set(shards, {"stage": stage})
-        elapsed = time.monotonic() - self._since
-        if elapsed >= _BUSY_OVER:
-            self._busy.set(min(1.0, self._computed / elapsed / max(1, self._devices())))
-            self._computed, self._since = 0.0, time.monotonic()

@@ -154,7 +154,7 @@ def print_forecast(expected: Forecast) -> None:
     if expected.seconds is not None:
         shares = ", ".join(f"{phase} {100 * share:.0f}%" for phase, share in expected.shares.items())
         print(
-            f"with {where}: {in_bytes(expected.bytes)}, at least {in_time(expected.seconds)}; "
+            f"with {where}: {in_bytes(expected.bytes)}, {in_time(expected.seconds)} at the pace of the shards so far; "
             f"the {expected.limit} are the bottleneck ({shares})"
         )
     if expected.unmeasured:

@@ -21,6 +21,7 @@ from jobs.config import RunConfig
 from jobs.errors import RunFailed, UsageError
 from jobs.execution import RaySession
 from jobs.extract import LoadedBody, load_body
+from jobs.finetune import windows_method
 from jobs.index import (
     Index,
     committed_index,
@@ -38,6 +39,7 @@ from jobs.stages import (
     DATASETS_OF,
     FEATURE_STORES,
     REDUCE_STAGES,
+    STAGES,
     Invocation,
     planned_datasets,
     recorded_datasets,
@@ -64,9 +66,9 @@ def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> R
     record = _begin(invocation)
     config = invocation.config
     local = {"root": invocation.root.url} if invocation.root.is_local else {}
-    if is_local(config.dataset.path):
+    if is_local(config.dataset.path) and _workers_read_images(config, stages):
         local["dataset.path"] = config.dataset.path
-    with _recorded(invocation.root, record), RaySession(config.execution, local) as session:
+    with RaySession(config.execution, local) as session, _recorded(invocation.root, record):
         index = _index(invocation, record) if "index" in stages else recorded_index(invocation.root, record)
         if set(stages) & {"propose", "extract"}:
             _map_stages(invocation, record, index, stages, retry, session)
@@ -74,7 +76,14 @@ def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> R
             if "extract" not in stages:
                 _check_features(invocation, record)
             _reduce_stages(invocation, record, index, stages, retry, session)
+        record.holds = [] if stages[-1] == STAGES[-1] else _unsettled(record)
     return record
+
+
+def _workers_read_images(config: RunConfig, stages: Sequence[str]) -> bool:
+    return bool({"propose", "extract", "finetune"}.intersection(stages)) or (
+        "detect" in stages and config.detect.source == "stream"
+    )
 
 
 def failed_images(root: Root, record: RunRecord) -> dict[str, str]:
@@ -92,6 +101,7 @@ def _index(invocation: Invocation, record: RunRecord) -> Index:
     """Read the data set, write what is new of ``images`` and ``objects``."""
     config, root = invocation.config, invocation.root
     method = index_method(config.dataset)
+    _hold(root, record, [f"{dataset}/{method}" for dataset in DATASETS_OF["index"]])
     done = committed_index(root, method)
     rows = list(read_index(config.dataset, config.execution.index_threads))
     index = index_of(rows)
@@ -135,6 +145,7 @@ def _map_stages(
     config, root = invocation.config, invocation.root
     body = load_body(config.features) if "extract" in stages else None
     datasets = planned_datasets(config, index, record.datasets["images"].method, body)
+    _hold(root, record, [f"{name}/{dataset.method}" for dataset in datasets for name in dataset.names])
     earlier = record.datasets.get("proposals")
     surveys: dict[str, Survey] = {}
     for dataset in datasets:
@@ -161,13 +172,17 @@ def _map_stages(
                         del record.datasets[name]
     write_run(root, record)
     chosen = [surveys[dataset.name] for dataset in datasets if dataset.stage in stages]
+    interrupted = False
     try:
         if not all(found.complete for found in chosen):
             _make(invocation, index, body, chosen, surveys, session)
+    except KeyboardInterrupt:
+        interrupted = True  # the record is written at once: there may be seconds before SIGKILL
+        raise
     finally:
-        for found in chosen:
+        for found in () if interrupted else chosen:
             _settle(root, record, found.dataset)
-        if body is not None:
+        if body is not None and "truth_features" in record.datasets:
             record.datasets["truth_features"].classifier = body.classifier
         _drop_older_store(record, chosen)
         write_run(root, record)
@@ -222,9 +237,34 @@ def _reduce_stages(
         if stage not in REDUCE_STAGES:
             continue
         before = {name: record.datasets.get(name) for name in DATASETS_OF[stage]}
+        _hold(invocation.root, record, _methods_of(stage, config, record, index))
         record.datasets.update(_reduced(stage, invocation, record, index, retry, session))
         if before != {name: record.datasets.get(name) for name in DATASETS_OF[stage]}:
             write_run(invocation.root, record)
+
+
+def _methods_of(stage: str, config: RunConfig, record: RunRecord, index: Index) -> list[str]:
+    """``dataset/method`` of what one of ``REDUCE_STAGES`` is about to make, and of its checkpoints."""
+    held = []
+    if stage == "finetune" and config.finetunes:
+        held.append(f"training_windows/{windows_method(config.finetune, record)}")
+    if stage == "finetune" and "training_windows" not in record.datasets:
+        return held  # whose content the head's method hashes
+    method = reduce_method_of(stage, config, record, index)
+    names = [name for name in DATASETS_OF[stage] if name != "training_windows"]
+    return [*held, *(f"{name}/{method}" for name in (*names, *(["checkpoints"] if stage == "finetune" else [])))]
+
+
+def _hold(root: Root, record: RunRecord, held: Sequence[str]) -> None:
+    """Say what this run works on, so that no collection takes it away."""
+    record.holds = sorted({*_unsettled(record), *held})
+    write_run(root, record)
+
+
+def _unsettled(record: RunRecord) -> list[str]:
+    """What the run holds that has not become a dataset of it."""
+    made = {f"{name}/{entry.method}" for name, entry in record.datasets.items() if entry.manifest is not None}
+    return [hold for hold in record.holds if hold not in made]
 
 
 def _needed(config: RunConfig, stage: str) -> tuple[str, ...]:
@@ -302,7 +342,7 @@ def _make(
         extractors = crews.get("extract")
         if isinstance(extractors, ActorCrew):
             progress.devices = extractors.actors
-        metrics = RunMetrics(invocation.name, progress.devices)
+        metrics = RunMetrics(invocation.name)
         ShardLoop(crews, execution, (progress, metrics, Bookkeeper(invocation.root)), done).run(works)
 
 
@@ -327,6 +367,7 @@ def _begin(invocation: Invocation) -> RunRecord:
         host=socket.gethostname(),
         started=_now(),
         datasets=earlier.datasets if earlier else {},
+        holds=earlier.holds if earlier else [],
     )
     write_run(invocation.root, record)
     return record

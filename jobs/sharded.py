@@ -64,7 +64,9 @@ def make_shards(
         execution = invocation.config.execution
         with ProgressReport(totals, dict.fromkeys(totals, 0), execution.progress_seconds) as progress:
             made = crew()
-            metrics = RunMetrics(invocation.name, made.actors if isinstance(made, ActorCrew) else lambda: 0)
+            if isinstance(made, ActorCrew):
+                progress.devices = made.actors
+            metrics = RunMetrics(invocation.name)
             ShardLoop({stage: made}, execution, (progress, metrics, Bookkeeper(root)), done).run(works)
     return {d.name: _entry(root, stage, d, done) for d in datasets}
 

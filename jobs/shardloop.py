@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import ray
 import ray.exceptions
 
-from jobs.crews import Crew
+from jobs.crews import MEMORY_RETRIES, Crew, node_was_lost
 from jobs.errors import RunFailed
 from jobs.execution import ExecutionConfig
 from jobs.trial import Trial
@@ -37,10 +37,6 @@ from storage.root import store_errors
 
 LOOK_AT_FAILURES_FROM = 50
 """Images after which the share of failed ones is looked at."""
-
-MEMORY_RETRIES = 20
-"""How often Ray may stop a shard's worker for want of memory before the run stops: then the node is too small."""
-
 
 _MANY = 100
 _GATHER = 0.02
@@ -212,6 +208,8 @@ class ShardLoop:
 
     def _look(self) -> None:
         """What is done once a second."""
+        for crew in self._crews.values():
+            self._started.update(dict.fromkeys(crew.pending(), time.monotonic()))
         self._end_hung()
         for listener in self._listeners:
             listener.tick({stage: len(queue) for stage, queue in self._ready.items()})
@@ -276,7 +274,7 @@ class ShardLoop:
             ray.exceptions.TaskCancelledError,
         ) as error:
             crew.finished(ref, died=True)
-            if _node_was_lost(error):
+            if node_was_lost(error):
                 self._again(work, "its node was lost", 0)
             elif isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
                 raise RunFailed(f"{work.stage}: a worker cannot start: {_reason(error)}") from error
@@ -377,11 +375,6 @@ class ShardLoop:
                 f"{work.stage}: {failed} of the first {images} images failed, more than execution.max_failed "
                 f"({self._config.max_failed:g}) allows; the commonest reason ({count}): {message}"
             )
-
-
-def _node_was_lost(error: BaseException) -> bool:
-    """Ray has no error of its own for an actor whose node died; its message says so (``core_worker`` and GCS)."""
-    return getattr(error, "preempted", False) or "node has died" in str(error) or "node is dead" in str(error).lower()
 
 
 def _reason(error: BaseException | None) -> str:

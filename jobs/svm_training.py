@@ -55,7 +55,7 @@ def train_svms(invocation: Invocation, record: RunRecord, index: Index, session:
     with clock.phase("read"):
         positives = _positives(root, record, truth_dataset(config.layer), data.class_names, config.difficult_positive)
     cells_tell = invocation.config.features.source == "windows"
-    training = _Training(config, data, positives, session.resources(), clock, cells_tell)
+    training = _Training(config, data, positives, session.ready(), clock, cells_tell)
     training.start()
     training.mine()
     audited = training.audit()

@@ -113,9 +113,9 @@ def crews_of(
     """Who does the work of ``stages`` (some of ``CREWS``): CPU tasks propose and materialise, actors extract."""
     crews: dict[str, Crew] = {}
     if "propose" in stages:
-        crews["propose"] = TaskCrew(propose_shard, session.task_room)
+        crews["propose"] = TaskCrew(propose_shard, session.cores)
     if "materialise" in stages:
-        crews["materialise"] = TaskCrew(materialise_shard, session.task_room)
+        crews["materialise"] = TaskCrew(materialise_shard, session.cores)
     if "extract" in stages:
         from jobs.feature_actor import FeatureActor
 
@@ -131,7 +131,6 @@ def actor_crew(
     config = invocation.config
     execution = config.execution
     on_gpu = session.resources().use_gpus(execution)
-    cores = session.resources().actor_cores(execution)
     settings = ActorSettings(
         root=invocation.root,
         config=config.features,
@@ -147,26 +146,33 @@ def actor_crew(
     state = ray.put({name: values.numpy() for name, values in body.state.items()})
 
     def size() -> int:
-        return session.resources().actors(execution)
+        return session.resources().actors(execution, on_gpu)
+
+    def cores() -> int:
+        return session.resources().actor_cores(execution, on_gpu)
 
     def beside() -> int:
-        resources = session.resources()
-        return size() if on_gpu else min(size() // 2, (resources.cpus - 1) // cores)  # proposals need a core to go on
+        free = (session.resources().cpus - 1) // cores()  # proposals need a core to go on
+        return min(size() if on_gpu else size() // 2, free)
 
     remote: Any = ray.remote(kind)
-    actor = remote.options(
-        num_cpus=cores,
-        num_gpus=1 if on_gpu else 0,
-        max_restarts=0,
-        max_task_retries=0,
-        max_concurrency=execution.shards_per_actor,
-        scheduling_strategy="SPREAD" if on_gpu else "DEFAULT",
-    )
+
+    def make() -> Any:
+        return remote.options(
+            num_cpus=cores(),
+            num_gpus=1 if on_gpu else 0,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=execution.shards_per_actor,
+            scheduling_strategy="SPREAD" if on_gpu else "DEFAULT",
+        ).remote(settings, state, *shared)
+
     return ActorCrew(
-        lambda: actor.remote(settings, state, *shared),
+        make,
         method,
         size=size,
         beside=beside,
         hands=execution.shards_per_actor,
-        needs=in_words(cores, 1 if on_gpu else 0),
+        needs=in_words(cores(), 1 if on_gpu else 0),
+        max_deaths=execution.max_deaths,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -55,7 +56,11 @@ class DatasetRecord(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """A run: what was asked for, with what, and what came of it."""
+    """A run: what was asked for, with what, and what came of it.
+
+    ``holds``: ``dataset/method`` of what it is making or about to adopt; all of that is kept for it by
+    ``storage.garbage``, also after a failure, until what comes of it stands in ``datasets``.
+    """
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -69,6 +74,7 @@ class RunRecord(BaseModel):
     exit_code: int | None = None
     error: str | None = None
     datasets: dict[str, DatasetRecord] = Field(default_factory=dict)
+    holds: list[str] = Field(default_factory=list)
 
 
 def check_run_name(name: str) -> None:
@@ -98,12 +104,18 @@ def read_run(root: Root, name: str | None = None) -> RunRecord:
             found = f"there are {', '.join(known)}; choose one with --run" if known else "there is no run yet"
             raise StorageError(f"root {root.url!r}: {found}")
         name = known[0]
+    check_known(root, name, known)
+    key = f"runs/{name}.json"
+    return read_record(RunRecord, root.read(key), key)
+
+
+def check_known(root: Root, name: str, known: Sequence[str] | None = None) -> None:
+    """Raises StorageError, naming the runs that there are, if ``name`` is none of them."""
+    known = run_names(root) if known is None else known
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise StorageError(f"root {root.url!r} has no run {name!r}; {hint}runs: {', '.join(known) or 'none'}")
-    key = f"runs/{name}.json"
-    return read_record(RunRecord, root.read(key), key)
 
 
 def write_run(root: Root, record: RunRecord) -> None:
@@ -113,8 +125,11 @@ def write_run(root: Root, record: RunRecord) -> None:
 
 
 def forget_run(root: Root, name: str) -> None:
-    """Drop a run's record; what it made stays until a collection. StorageError if there is no such run."""
-    read_run(root, name)
+    """Drop a run's record, even a damaged one; what it made stays until a collection.
+
+    StorageError if there is none.
+    """
+    check_known(root, name)
     root.delete_if_there(f"runs/{name}.json")
 
 

@@ -71,7 +71,7 @@ def growing() -> dict[str, Any]:
     ray.init(address=cluster.address, log_to_driver=False)
     crew, session = _crew()
     found: dict[str, Any] = {"first": _settle(crew, 4)}
-    tasks = TaskCrew(_gpus, session.task_room)  # type: ignore[arg-type]
+    tasks = TaskCrew(_gpus, session.cores)  # type: ignore[arg-type]
     found["tasks"] = ray.get([tasks.start(number) for number in range(4)], timeout=60)
     cluster.add_node(num_cpus=3, num_gpus=1, object_store_memory=STORE)
     found["later"] = _settle(crew, 5)

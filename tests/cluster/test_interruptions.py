@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -18,21 +17,14 @@ from tests.cluster.commands import (
     content,
     finetuned,
     kill_tree,
-    small_config,
     start,
-    undisturbed,
     wait_until,
 )
 
 pytestmark = pytest.mark.full
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    return small_config(tmp_path)
-
-
-def test_a_run_killed_in_mid_extract_goes_on_and_ends_with_the_same_content(config, tmp_path):
+def test_a_run_killed_in_mid_extract_goes_on_and_ends_with_the_same_content(config, tmp_path, undisturbed):
     root = tmp_path / "root"
     process = start(config, root)
     wait_until(lambda: bool(commits(root, "features")))
@@ -46,10 +38,10 @@ def test_a_run_killed_in_mid_extract_goes_on_and_ends_with_the_same_content(conf
     shards = [name.split(".")[0] for name in after]
     assert len(shards) == len(set(shards)), "a finished shard was done again"
     assert main(["verify", "--root", str(root)]) == 0
-    assert_same_content(root, undisturbed(config, tmp_path / "other"))
+    assert_same_content(root, undisturbed(config))
 
 
-def test_sigterm_abandons_what_is_in_hand_and_leaves_a_clean_end(config, tmp_path):
+def test_sigterm_abandons_what_is_in_hand_and_leaves_a_clean_end(config, tmp_path, undisturbed):
     """What a job that is stopped, or the driver of a preempted node, is sent."""
     root = tmp_path / "root"
     process = start(config, root)
@@ -65,10 +57,10 @@ def test_sigterm_abandons_what_is_in_hand_and_leaves_a_clean_end(config, tmp_pat
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert main(["verify", "--root", str(root)]) == 0
-    assert_same_content(root, undisturbed(config, tmp_path / "other"))
+    assert_same_content(root, undisturbed(config))
 
 
-def test_two_processes_at_once_on_one_root_both_end_and_every_image_stands_once(config, tmp_path):
+def test_two_processes_at_once_on_one_root_both_end_and_every_image_stands_once(config, tmp_path, undisturbed):
     root = tmp_path / "root"
     both = [start(config, root), start(config, root)]
     for process in both:
@@ -79,10 +71,10 @@ def test_two_processes_at_once_on_one_root_both_end_and_every_image_stands_once(
     pairs = list(zip(features["image_id"].to_pylist(), features["proposal_id"].to_pylist(), strict=True))
     assert len(pairs) == len(set(pairs))
     assert len(set(features["image_id"].to_pylist())) == 40
-    assert_same_content(root, undisturbed(config, tmp_path / "other"))
+    assert_same_content(root, undisturbed(config))
 
 
-def test_a_killed_actor_costs_a_shard_not_the_run(config, tmp_path):
+def test_a_killed_actor_costs_a_shard_not_the_run(config, tmp_path, undisturbed):
     root = tmp_path / "root"
     process = start(config, root)
     wait_until(lambda: bool(commits(root, "features")))
@@ -98,14 +90,14 @@ def test_a_killed_actor_costs_a_shard_not_the_run(config, tmp_path):
     assert process.returncode == 0, output
     assert "is tried again: its worker died" in output
     assert main(["verify", "--root", str(root)]) == 0
-    assert_same_content(root, undisturbed(config, tmp_path / "other"))
+    assert_same_content(root, undisturbed(config))
 
 
 @pytest.mark.parametrize("kills", [1, 3])
-def test_a_fine_tuning_killed_at_random_steps_ends_with_the_same_weights(config, tmp_path, kills):
+def test_a_fine_tuning_killed_at_random_steps_ends_with_the_same_weights(config, tmp_path, kills, undisturbed):
     chosen = {"learning_rates": [0.01, 0.003], "trial_iterations": 60, "max_iterations": 150, "measure_every": 25}
     finetuned(config, chosen)
-    root, other = tmp_path / "root", tmp_path / "other"
+    root = tmp_path / "root"
     random = np.random.default_rng()
     seen: set[str] = set()
     for _ in range(kills):
@@ -118,10 +110,7 @@ def test_a_fine_tuning_killed_at_random_steps_ends_with_the_same_weights(config,
     process = start(config, root, until="finetune")
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
-    process = start(config, other, until="finetune")
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
-    assert_same_content(root, other, ("training_windows", "training_curve", "head"))
+    assert_same_content(root, undisturbed(config, "finetune"), ("training_windows", "training_curve", "head"))
     print("killed after", sorted(seen))
 
 

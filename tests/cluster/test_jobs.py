@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 import storage
 from tests.cluster.commands import commits, wait_until
+from tests.cluster.local_cluster import LocalCluster
 from tests.voc_folder import small_data_set
 
 pytestmark = pytest.mark.full
@@ -26,18 +26,6 @@ pytestmark = pytest.mark.full
 HOME = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef0123456789abcdef"
-_START = """
-import socket, sys
-from tests.cluster.local_cluster import new_cluster
-with socket.create_server(("", 0)) as free:
-    port = free.getsockname()[1]  # the usual one belongs to the first cluster of a machine
-cluster = new_cluster(
-    num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=0, dashboard_agent_listen_port=port
-)
-print(cluster.address, cluster.head_node.address_info["webui_url"], flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
 
 
 @dataclass
@@ -76,25 +64,11 @@ def server(request) -> Iterator[JobServer]:
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     else:
         environment["RAY_AUTH_MODE"] = "disabled"
-    process = subprocess.Popen(
-        [sys.executable, "-c", _START],
-        env=environment,
-        cwd=HOME,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        address, dashboard = process.stdout.readline().split()
-        made = JobServer(address, f"http://{dashboard}", environment)
+    options = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
+    with LocalCluster(environment, num_cpus=2, **options) as cluster:
+        made = JobServer(cluster.address, f"http://{cluster.dashboard}", environment)
         wait_until(lambda: made.submit("true").returncode == 0)  # it takes jobs some seconds after it has started
         yield made
-    finally:
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.communicate("", timeout=60)
-        for member in psutil.wait_procs(family, timeout=10)[1]:
-            member.kill()
 
 
 @pytest.fixture
@@ -132,7 +106,7 @@ def test_a_submitted_run_shows_progress_and_leaves_its_record_beside_the_data(se
     assert again.returncode == 0, again.stdout
     assert server.driver_exit_code(again.stdout) == 0
     assert commits(root, "features") == before
-    assert "extract:" not in again.stdout, "nothing was made"
+    assert "images/s" not in again.stdout, "nothing was made"
     print(f"a finished job again: {time.monotonic() - start:.0f} s")
 
 

@@ -1,16 +1,15 @@
-"""Several nodes: what runs where, and what it costs to lose one. Real raylets, their processes really killed."""
+"""Several nodes: what runs where, and what it costs to lose one. Real raylets, really killed."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from ray.cluster_utils import Cluster
 
 import storage
 from jobs.cli import main
@@ -20,61 +19,46 @@ from tests.cluster.commands import (
     commits,
     finetuned,
     kill_tree,
-    small_config,
     start,
-    undisturbed,
     wait_until,
 )
-from tests.cluster.local_cluster import STORE, new_cluster
+from tests.cluster.local_cluster import LocalCluster
 
 pytestmark = pytest.mark.full
 
 HOME = Path(__file__).parents[2]
+MODELS = ("svms", "regressors", "detections", "metrics")
+
+Spp = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator[LocalCluster]:
     """A head, and two nodes of two cores."""
-    made = new_cluster()
-    for _ in range(2):
-        made.add_node(num_cpus=2, object_store_memory=STORE)
-    yield made
-    made.shutdown()
+    with LocalCluster() as made:
+        made.add()
+        made.add()
+        yield made
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
-    return small_config(tmp_path)
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
 
 
-def workers_of(node: object) -> list[psutil.Process]:
-    """The processes of a node that have work of ours; Ray names a worker after what it runs."""
-    raylet = node.all_processes["raylet"][0].process.pid  # type: ignore[attr-defined]
-    return [
-        p for p in psutil.Process(raylet).children() if p.name().startswith("ray::") and "IDLE" not in p.cmdline()[0]
-    ]
+@pytest.fixture
+def begin(config: Path, tmp_path: Path, log: Path) -> Iterator[Spp]:
+    """Start the command on a cluster, its output in the log; whatever becomes of the test, it ends."""
+    begun: list[subprocess.Popen[str]] = []
 
+    def make(address: str, until: str = "extract") -> subprocess.Popen[str]:
+        begun.append(start(config, tmp_path / "root", until=until, address=address, log=log))
+        return begun[-1]
 
-def node_with(cluster: Cluster, name: str) -> object:
-    """The node on which a worker runs whose name begins with ``name``; waits for it."""
-    found: list[object] = []
-
-    def look() -> bool:
-        found[:] = [
-            node
-            for node in cluster.worker_nodes
-            if any(process.cmdline()[:1] and process.cmdline()[0].startswith(name) for process in workers_of(node))
-        ]
-        return bool(found)
-
-    wait_until(look)
-    return found[0]
-
-
-def lose(cluster: Cluster, node: object) -> None:
-    """Kill a node and all its workers, and bring another in its place."""
-    cluster.remove_node(node, allow_graceful=False)
-    cluster.add_node(num_cpus=2, object_store_memory=STORE)
+    yield make
+    for process in begun:
+        if process.poll() is None:
+            kill_tree(process)
 
 
 def ended(process: subprocess.Popen[str], log: Path) -> str:
@@ -85,105 +69,122 @@ def ended(process: subprocess.Popen[str], log: Path) -> str:
     return text
 
 
-def test_a_node_lost_in_mid_extract_costs_its_shards_in_hand(config, cluster, tmp_path):
-    root, log = tmp_path / "root", tmp_path / "log"
-    process = start(config, root, address=cluster.address, log=log)
+def lose_the_node_with(cluster: LocalCluster, worker: str) -> None:
+    """Kill the node on which a worker runs, once it does, and bring another in its place."""
+    found: list[psutil.Process] = []
+
+    def look() -> bool:
+        node = cluster.node_with(worker)
+        found.extend([node] if node else [])
+        return bool(found)
+
+    wait_until(look)
+    cluster.kill(found[0])
+    cluster.add()
+
+
+def test_a_node_lost_in_mid_extract_costs_its_shards_in_hand(config, cluster, begin, log, tmp_path, undisturbed):
+    root = tmp_path / "root"
+    process = begin(cluster.address)
     wait_until(lambda: bool(commits(root, "features")))
     before = commits(root, "features")
-    lose(cluster, node_with(cluster, "ray::FeatureActor"))
+    lose_the_node_with(cluster, "ray::FeatureActor")
     text = ended(process, log)
     assert "is tried again: its node was lost" in text
     assert before < commits(root, "features")
     assert main(["verify", "--root", str(root)]) == 0
-    assert_same_content(root, undisturbed(config, tmp_path / "other"))
+    assert_same_content(root, undisturbed(config))
 
 
-def test_a_node_lost_in_mid_mining_changes_no_model(config, cluster, tmp_path):
-    root, log = tmp_path / "root", tmp_path / "log"
-    process = start(config, root, until="evaluate", address=cluster.address, log=log)
-    wait_until(lambda: "train-svm: pass 1, round 1" in log.read_text())
-    lose(cluster, cluster.worker_nodes[0])
+def test_a_node_lost_in_mid_mining_changes_no_model(config, cluster, begin, log, tmp_path, undisturbed):
+    process = begin(cluster.address, until="evaluate")
+    wait_until(lambda: "train-svm: start" in log.read_text())
+    lose_the_node_with(cluster, "ray::mine")
     ended(process, log)
+    root = tmp_path / "root"
     assert main(["verify", "--root", str(root)]) == 0
-    other = undisturbed(config, tmp_path / "other", until="evaluate")
-    assert_same_content(root, other, (*EXTRACTED, "svms", "regressors", "detections", "metrics"))
+    other = undisturbed(config, "evaluate")
+    assert_same_content(root, other, (*EXTRACTED, *MODELS))
 
 
-def test_a_node_lost_in_mid_fine_tuning_goes_on_from_a_checkpoint_elsewhere(config, cluster, tmp_path):
+def test_a_node_lost_in_mid_fine_tuning_goes_on_from_a_checkpoint_elsewhere(
+    config, cluster, begin, log, tmp_path, undisturbed
+):
     finetuned(config, {"schedule": [[0.003, 120]], "measure_every": 20})
-    root, log = tmp_path / "root", tmp_path / "log"
-    process = start(config, root, until="finetune", address=cluster.address, log=log)
-    wait_until(lambda: len(commits(root, "checkpoints")) >= 2)
-    before = commits(root, "head")
-    assert not before
-    lose(cluster, node_with(cluster, "ray::_train"))
+    root = tmp_path / "root"
+    process = begin(cluster.address, until="finetune")
+    wait_until(lambda: iterations(root) != set() and max(iterations(root)) >= 10)
+    lose_the_node_with(cluster, "ray::train_head")
+    reached = min(iterations(root))
+    seen: set[int] = set()
+
+    def over() -> bool:
+        seen.update(iterations(root))
+        return process.poll() is not None
+
+    wait_until(over, 300)
     ended(process, log)
-    other = undisturbed(config, tmp_path / "other", until="finetune")
+    assert min(seen) >= reached, "it began anew"
+    other = undisturbed(config, "finetune")
     assert_same_content(root, other, ("training_windows", "training_curve", "head"))
 
 
-def test_a_lost_head_ends_the_run_and_the_same_command_on_another_cluster_goes_on(config, tmp_path):
-    root, log = tmp_path / "root", tmp_path / "log"
-    first = new_cluster()
-    first.add_node(num_cpus=2, object_store_memory=STORE)
-    process = start(config, root, address=first.address, log=log)
-    wait_until(lambda: bool(commits(root, "features")))
-    first.shutdown()  # the head, its node and all services
+def iterations(root: Path) -> set[int]:
+    """Those that there are checkpoints of."""
+    return {int(name.split(".")[0][4:], 16) for name in commits(root, "checkpoints")}
+
+
+def test_a_lost_head_ends_the_run_and_the_same_command_on_another_cluster_goes_on(
+    config, begin, log, tmp_path, undisturbed
+):
+    root = tmp_path / "root"
+    with LocalCluster() as first:
+        first.add()
+        process = begin(first.address)
+        wait_until(lambda: bool(commits(root, "features")))
     kill_tree(process)  # the driver lived on the head
     before = commits(root, "features")
-    second = new_cluster()
-    try:
-        second.add_node(num_cpus=2, object_store_memory=STORE)
-        ended(start(config, root, address=second.address, log=log), log)
-    finally:
-        second.shutdown()
+    with LocalCluster() as second:
+        second.add()
+        ended(begin(second.address), log)
     after = commits(root, "features")
     assert before < after
     shards = [name.split(".")[0] for name in after]
     assert len(shards) == len(set(shards)), "a finished shard was done again"
     assert storage.read_run(storage.open_root(str(root)), "small").exit_code == 0
-    assert_same_content(root, undisturbed(config, tmp_path / "other"))
+    assert_same_content(root, undisturbed(config))
 
 
-def test_a_full_object_store_spills_and_changes_nothing(config, tmp_path):
+def test_a_full_object_store_spills_and_changes_nothing(config, begin, log, tmp_path, undisturbed):
     """The smallest store that Ray allows; the body's weights and the mined negatives go through it."""
-    root, log = tmp_path / "root", tmp_path / "log"
-    cluster = new_cluster(object_store_memory=80 * 1024 * 1024)
-    try:
-        cluster.add_node(num_cpus=2, object_store_memory=80 * 1024 * 1024)
-        ended(start(config, root, until="evaluate", address=cluster.address, log=log), log)
-    finally:
-        cluster.shutdown()
-    other = undisturbed(config, tmp_path / "other", until="evaluate")
-    assert_same_content(root, other, (*EXTRACTED, "svms", "regressors", "detections", "metrics"))
+    least = 80 * 1024 * 1024
+    with LocalCluster(object_store_memory=least) as cluster:
+        cluster.add(object_store_memory=least)
+        ended(begin(cluster.address, until="evaluate"), log)
+    other = undisturbed(config, "evaluate")
+    assert_same_content(tmp_path / "root", other, (*EXTRACTED, *MODELS))
 
 
-def test_a_driver_whose_cluster_is_gone_says_so(config, tmp_path):
-    log = tmp_path / "log"
-    process = start(config, tmp_path / "root", address="127.0.0.1:1", log=log)
-    assert process.wait(timeout=120) == 1
+def test_a_driver_whose_cluster_is_gone_says_so(begin, log):
+    assert begin("127.0.0.1:1").wait(timeout=120) == 1
     text = log.read_text()
     assert "cannot start on 127.0.0.1:1" in text
     assert "Traceback" not in text
 
 
-def test_local_folders_are_refused_where_there_are_several_machines_unless_they_are_shared(config, tmp_path):
+def test_local_folders_are_refused_where_there_are_several_machines_unless_shared(config, begin, log, tmp_path):
     """Two loopback addresses, as two machines have."""
-    root, log = tmp_path / "root", tmp_path / "log"
-    cluster = new_cluster()
-    try:
-        cluster.add_node(num_cpus=2, object_store_memory=STORE, node_ip_address="127.0.0.2")
-        process = start(config, root, address=cluster.address, log=log)
-        assert process.wait(timeout=120) == 2
+    root = tmp_path / "root"
+    with LocalCluster() as cluster:
+        cluster.add(node_ip_address="127.0.0.2")
+        assert begin(cluster.address).wait(timeout=120) == 2
         text = log.read_text()
         assert f"root '{root}' is a folder of one machine, but the cluster has 2" in text
         assert "--set execution.shared_fs=true" in text
         record = storage.read_run(storage.open_root(str(root)), "small")
         assert (record.status, record.exit_code) == ("failed", 2)
         config.write_text(config.read_text().replace("execution:", "execution:\n  shared_fs: true"))
-        ended(start(config, root, until="propose", address=cluster.address, log=log), log)
-    finally:
-        cluster.shutdown()
+        ended(begin(cluster.address, until="propose"), log)
 
 
 def placements(scenario: str) -> dict:

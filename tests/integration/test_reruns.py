@@ -90,6 +90,7 @@ def test_what_follows_from_a_changed_key_is_planned_and_made_and_nothing_else(co
 
 
 def test_two_runs_share_what_they_have_in_common_and_gc_keeps_what_either_needs(complete, capsys):
+    assert complete.spp("run", "--run", "theirs", "--set", "svm.C=0.03") == 0
     assert complete.spp("run", "--run", "mine", "--set", "svm.C=0.02") == 0
     root = storage.open_root(str(complete.root))
     small, mine = storage.read_run(root, "small"), storage.read_run(root, "mine")

@@ -9,6 +9,7 @@ from storage.check import check_dataset
 from storage.commits import commit_key, data_key
 from storage.garbage import collect, plan_collection
 from storage.manifest import fold, manifest_key
+from storage.root import StorageError
 from storage.runs import DatasetRecord, RunRecord, forget_run, run_names, write_run
 from tests.stored import METHOD, commit_features, commit_images, fold_winners, publish_run, store_run
 
@@ -82,7 +83,7 @@ def test_nothing_within_the_grace_goes(place):
 
 def test_nothing_younger_than_a_running_run_goes_and_a_note_says_why(place):
     commit_features(place, "aa", {"a": 5})
-    started = datetime.now(timezone.utc) - timedelta(minutes=1)
+    started = datetime.now(timezone.utc) - timedelta(minutes=1)  # clocks may differ by more than that
     write_run(place, RunRecord(name="busy", started=started.isoformat(), status="running"))
     plan = plan_collection(place, -5)
     assert plan.garbage == []
@@ -146,3 +147,45 @@ def test_the_stores_clock_is_asked_not_ours(place, monkeypatch):
     """A machine whose clock is an hour fast must not take new files for old ones."""
     monkeypatch.setattr("time.time", lambda: pytest.fail("asked our own clock"))
     assert abs(place.now() - datetime.now(timezone.utc).timestamp()) < 60
+
+
+@pytest.mark.parametrize("held", ["features", "checkpoints"])
+def test_what_a_run_says_it_works_on_is_kept_whole_though_it_failed(place, held):
+    """Shards of a stage that was interrupted days ago, and the checkpoints of a training."""
+    commit_features(place, "aa", {"a": 5})
+    place.write(f"checkpoints/{METHOD}/progress.json", b"{}")
+    write_run(place, RunRecord(name="stopped", status="failed", holds=[f"{held}/{METHOD}"]))
+    assert {key.split("/")[0] for key in garbage(place)} == {"features", "checkpoints"} - {held}
+
+
+def test_what_a_run_has_begun_to_need_since_the_plan_was_made_stays(place):
+    commit = commit_features(place, "aa", {"a": 5})
+    plan = plan_collection(place, -5)
+    assert len(plan.garbage) == 2
+    write_run(place, RunRecord(name="new", status="running", holds=[f"features/{METHOD}"]))
+    assert sum(files for files, _ in collect(place, plan)) == 0
+    assert files_of(commit) <= everything(place)
+
+
+def test_a_store_that_keeps_what_it_was_told_to_delete_is_not_believed(place, monkeypatch):
+    commit_features(place, "aa", {"a": 5})
+    monkeypatch.setattr(type(place), "delete_many", lambda *_: None)
+    with pytest.raises(StorageError, match="keeps 2 of 2 files of features/"):
+        delete(place)
+
+
+def test_an_empty_root_is_only_looked_at(tmp_path):
+    from storage.root import open_root
+
+    root = open_root(str(tmp_path / "typo"))
+    assert garbage(root) == set()
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_damaged_record_can_be_forgotten(place):
+    store_run(place)
+    place.write("runs/broken.json", b"{")
+    with pytest.raises(StorageError, match="broken"):
+        garbage(place)
+    forget_run(place, "broken")
+    assert garbage(place) == set()
