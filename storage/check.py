@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.commits import Commit, commit_key, data_key, read_commits
@@ -14,6 +13,7 @@ from storage.manifest import manifest_key, read_manifest
 from storage.root import Root, StorageError
 from storage.runs import RunRecord
 from storage.schemas import ONE_GROUP, unit_column
+from storage.tables import table_of
 
 _CHUNK = 16 * 1024 * 1024
 _UNIT_NAMES = {
@@ -79,10 +79,10 @@ def _check_file(root: Root, commit: Commit) -> Iterator[str]:
         yield f"{key}: its SHA-256 is not the one in its commit"
         return
     name = unit_column(commit.dataset)
-    with root.open(key) as stream, pq.ParquetFile(stream) as parquet:
+    with root.open(key) as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
         rows: Counter[str] = Counter()
         for group in range(parquet.num_row_groups):
-            values = parquet.read_row_group(group, columns=[name])[name].value_counts().to_pylist()
+            values = parquet.read_row_group(group, columns=[name], use_threads=False)[name].value_counts().to_pylist()
             if len(values) != 1 and commit.dataset not in ONE_GROUP:
                 yield f"{key}: row group {group} holds {len(values)} images"
             rows.update({value["values"]: value["counts"] for value in values})
@@ -104,5 +104,5 @@ def _indexed_images(root: Root, record: RunRecord) -> set[str]:
     manifest = read_manifest(root, "images", entry.method, entry.manifest)
     ids: set[str] = set()
     for key in manifest.keys:
-        ids.update(pq.read_table(pa.BufferReader(root.read(key)), columns=["image_id"])["image_id"].to_pylist())
+        ids.update(table_of(root.read(key), ["image_id"])["image_id"].to_pylist())
     return ids

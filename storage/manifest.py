@@ -20,6 +20,7 @@ from storage.root import Root, StorageError
 from storage.runs import RunRecord, dataset_record
 from storage.schemas import SCHEMA_VERSION, VERSION_KEY, check_version
 from storage.segments import read_segments
+from storage.tables import table_of
 
 _SCHEMA = pa.schema(
     [
@@ -149,7 +150,7 @@ def read_manifest(root: Root, dataset: str, method: str, ident: str) -> Manifest
     key = manifest_key(dataset, method, ident)
     data = root.read(key)
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = table_of(data)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{key} is damaged: {error}; remove it, and the next `spp run` makes it anew") from error
     check_version((table.schema.metadata or {}).get(VERSION_KEY.encode(), b"?").decode(), key)

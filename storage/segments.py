@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.root import Root, store_errors
+from storage.tables import table_of
 
 SIZE = 1000
 """Commits of one segment."""
@@ -35,7 +36,7 @@ def read_segments(root: Root, dataset: str, method: str, schema: pa.Schema, stem
     keys = [f"{_folder(dataset, method)}/{name}" for name in root.names(_folder(dataset, method))]
     for key in keys:
         try:
-            table = pq.read_table(pa.BufferReader(root.read(key)))
+            table = table_of(root.read(key))
         except store_errors(pa.ArrowException):  # deleted just now, or damaged: the commits are there
             continue
         if table.schema.equals(schema, check_metadata=True):

@@ -84,8 +84,9 @@ def commits(root: Path, dataset: str) -> set[str]:
     return {path.name for path in root.glob(f"{dataset}/*/commit/*.json")}
 
 
-def content(root: Path, dataset: str) -> pa.Table:
-    table = storage.open(str(root), dataset).to_table()
+def content(root: Path | str, dataset: str, run: str | None = None) -> pa.Table:
+    """All rows, in an order of their own."""
+    table = storage.open(str(root), dataset, run).to_table()
     known = ("phase", "iteration", "name", "image_id", "proposal_id", "object_id", "window_id", "class_name", "score")
     keys = [name for name in known if name in table.column_names and not pa.types.is_nested(table[name].type)]
     return table.sort_by([(key, "ascending") for key in keys])

@@ -14,20 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
-import pyarrow as pa
 import pytest
 import yaml
 
 import storage
 from storage.commits import winners
-from tests.cluster.commands import SPP, wait_until
+from tests.cluster.commands import SPP, content, kill_tree, wait_until
 from tests.voc_folder import small_data_set
 
 pytestmark = pytest.mark.full
 
 KEY, SECRET = "AKIASPPTESTKEY000000", "spp/very+secret/key0123456789ABCDEFGHIJ"
 BUCKET = "spp-test"
-BEFORE_MODELS = ("images", "objects", "proposals", "features", "truth_features")
+RUN = "small"
 MODELS = ("svms", "regressors", "detections", "metrics")
 
 
@@ -142,17 +141,10 @@ def credentials(store, monkeypatch) -> None:
         monkeypatch.setenv(name, store.environment[name])
 
 
-def content(root: str, dataset: str) -> pa.Table:
-    table = storage.open(root, dataset, "small").to_table()
-    known = ("image_id", "proposal_id", "object_id", "class_name", "score")
-    keys = [name for name in known if name in table.column_names]
-    return table.sort_by([(key, "ascending") for key in keys])
-
-
 @pytest.mark.usefixtures("credentials")
 def test_every_dataset_equals_that_of_a_run_into_a_folder(finished, in_a_folder):
     for dataset in ("proposals", "features", "truth_features", *MODELS):
-        assert content(finished, dataset).equals(content(str(in_a_folder), dataset)), dataset
+        assert content(finished, dataset, RUN).equals(content(in_a_folder, dataset, RUN)), dataset
 
 
 def test_the_verbs_work_on_it(store, config, finished):
@@ -180,12 +172,10 @@ def test_a_run_that_is_killed_goes_on_and_nothing_that_is_half_written_is_seen(s
     arguments = ["run", "--config", str(config), "--root", root, "--until", "extract"]
     process = subprocess.Popen([SPP, *arguments], env=store.environment, start_new_session=True)
     wait_until(lambda: any("/commit/" in key for key in store.keys("killed/features")), 200)
-    from tests.cluster.commands import kill_tree
-
     kill_tree(process)
     assert store.spp(*arguments).returncode == 0
     for dataset in ("proposals", "features", "truth_features"):
-        assert content(root, dataset).equals(content(finished, dataset)), dataset
+        assert content(root, dataset, RUN).equals(content(finished, dataset, RUN)), dataset
 
 
 @pytest.mark.usefixtures("credentials")
