@@ -26,7 +26,7 @@ from jobs.versions import PRODUCER
 from jobs.works import actor_crew
 from pipeline.bodies import load_classifier
 from storage.manifest import recorded_manifest
-from storage.runs import DatasetRecord, RunRecord, dataset_record
+from storage.runs import DatasetRecord, RunRecord, dataset_record, hold
 from storage.shards import Shard
 
 
@@ -46,6 +46,7 @@ def finetune(
     names = tuple(index.class_names())
     annotated = object_digests(index, config.dataset.train_splits)
     method = head_method(config.head, config.finetune if fine else None, record, names, annotated)
+    hold(root, record, [f"{name}/{method}" for name in ("head", "training_curve", "checkpoints")])
     if done_already(root, "finetune", "head", method) is None:
         _make_head(invocation, record, body, names, method, session.ready(), fine)
     for name in ("training_curve", "head"):
@@ -77,6 +78,7 @@ def _windows(
 
     config, root = invocation.config, invocation.root
     method = windows_method(config.finetune, record)
+    hold(root, record, [f"training_windows/{method}"])
     digests = object_digests(index, config.dataset.train_splits)
     planned = window_shards(config.finetune, vector_length(config.features, body), digests)
     names = tuple(index.class_names())

@@ -21,7 +21,6 @@ from jobs.config import RunConfig
 from jobs.errors import RunFailed, UsageError
 from jobs.execution import RaySession
 from jobs.extract import LoadedBody, load_body
-from jobs.finetune import windows_method
 from jobs.index import (
     Index,
     committed_index,
@@ -51,7 +50,16 @@ from jobs.versions import versions
 from storage.commits import winners
 from storage.manifest import fold, read_manifest
 from storage.root import Root, StorageError, is_local, store_errors
-from storage.runs import DatasetRecord, RunRecord, check_run_name, read_run, run_names, write_run
+from storage.runs import (
+    DatasetRecord,
+    RunRecord,
+    check_run_name,
+    hold,
+    read_run,
+    run_names,
+    unsettled,
+    write_run,
+)
 
 
 def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> RunRecord:
@@ -76,7 +84,7 @@ def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> R
             if "extract" not in stages:
                 _check_features(invocation, record)
             _reduce_stages(invocation, record, index, stages, retry, session)
-        record.holds = [] if stages[-1] == STAGES[-1] else _unsettled(record)
+        record.holds = [] if stages[-1] == STAGES[-1] else unsettled(record)
     return record
 
 
@@ -101,7 +109,7 @@ def _index(invocation: Invocation, record: RunRecord) -> Index:
     """Read the data set, write what is new of ``images`` and ``objects``."""
     config, root = invocation.config, invocation.root
     method = index_method(config.dataset)
-    _hold(root, record, [f"{dataset}/{method}" for dataset in DATASETS_OF["index"]])
+    hold(root, record, [f"{dataset}/{method}" for dataset in DATASETS_OF["index"]])
     done = committed_index(root, method)
     rows = list(read_index(config.dataset, config.execution.index_threads))
     index = index_of(rows)
@@ -145,7 +153,7 @@ def _map_stages(
     config, root = invocation.config, invocation.root
     body = load_body(config.features) if "extract" in stages else None
     datasets = planned_datasets(config, index, record.datasets["images"].method, body)
-    _hold(root, record, [f"{name}/{dataset.method}" for dataset in datasets for name in dataset.names])
+    hold(root, record, [f"{name}/{dataset.method}" for dataset in datasets for name in dataset.names])
     earlier = record.datasets.get("proposals")
     surveys: dict[str, Survey] = {}
     for dataset in datasets:
@@ -237,34 +245,12 @@ def _reduce_stages(
         if stage not in REDUCE_STAGES:
             continue
         before = {name: record.datasets.get(name) for name in DATASETS_OF[stage]}
-        _hold(invocation.root, record, _methods_of(stage, config, record, index))
+        if stage != "finetune":  # which draws its windows first, and holds what it makes itself
+            method = reduce_method_of(stage, config, record, index)
+            hold(invocation.root, record, [f"{name}/{method}" for name in DATASETS_OF[stage]])
         record.datasets.update(_reduced(stage, invocation, record, index, retry, session))
         if before != {name: record.datasets.get(name) for name in DATASETS_OF[stage]}:
             write_run(invocation.root, record)
-
-
-def _methods_of(stage: str, config: RunConfig, record: RunRecord, index: Index) -> list[str]:
-    """``dataset/method`` of what one of ``REDUCE_STAGES`` is about to make, and of its checkpoints."""
-    held = []
-    if stage == "finetune" and config.finetunes:
-        held.append(f"training_windows/{windows_method(config.finetune, record)}")
-    if stage == "finetune" and "training_windows" not in record.datasets:
-        return held  # whose content the head's method hashes
-    method = reduce_method_of(stage, config, record, index)
-    names = [name for name in DATASETS_OF[stage] if name != "training_windows"]
-    return [*held, *(f"{name}/{method}" for name in (*names, *(["checkpoints"] if stage == "finetune" else [])))]
-
-
-def _hold(root: Root, record: RunRecord, held: Sequence[str]) -> None:
-    """Say what this run works on, so that no collection takes it away."""
-    record.holds = sorted({*_unsettled(record), *held})
-    write_run(root, record)
-
-
-def _unsettled(record: RunRecord) -> list[str]:
-    """What the run holds that has not become a dataset of it."""
-    made = {f"{name}/{entry.method}" for name, entry in record.datasets.items() if entry.manifest is not None}
-    return [hold for hold in record.holds if hold not in made]
 
 
 def _needed(config: RunConfig, stage: str) -> tuple[str, ...]:

@@ -124,6 +124,18 @@ def write_run(root: Root, record: RunRecord) -> None:
     root.write(f"runs/{record.name}.json", record.model_dump_json(indent=1).encode())
 
 
+def hold(root: Root, record: RunRecord, held: Sequence[str]) -> None:
+    """Publish that a run works on these (``dataset/method``), so that no collection takes them away."""
+    record.holds = sorted({*unsettled(record), *held})
+    write_run(root, record)
+
+
+def unsettled(record: RunRecord) -> list[str]:
+    """What a run holds that has not become a dataset of it."""
+    made = {f"{name}/{entry.method}" for name, entry in record.datasets.items() if entry.manifest is not None}
+    return [held for held in record.holds if held not in made]
+
+
 def forget_run(root: Root, name: str) -> None:
     """Drop a run's record, even a damaged one; what it made stays until a collection.
 
