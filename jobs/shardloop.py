@@ -211,11 +211,13 @@ class ShardLoop:
         for crew in self._crews.values():
             self._started.update(dict.fromkeys(crew.pending(), time.monotonic()))
         self._end_hung()
+        queued = {stage: len(queue) for stage, queue in self._ready.items()}
         for listener in self._listeners:
-            listener.tick({stage: len(queue) for stage, queue in self._ready.items()})
+            listener.tick(queued)
         if time.monotonic() >= self._next_alarm:
+            text = self._holdings()
             for listener in self._listeners:
-                listener.stalled(self._holdings())
+                listener.stalled(text)
             self._next_alarm = time.monotonic() + 2 * (time.monotonic() - self._last_end)
 
     def _holdings(self) -> str:

@@ -22,11 +22,10 @@ from storage.schemas import DATASETS
 
 _FILE = re.compile(
     r"(?P<method>[0-9a-f]{12})/(?:(?:data|commit)/[0-9a-f]+\.r\d+\.[0-9a-z-]+\.(?:parquet|json)"
-    r"|manifest/[0-9a-f]{12}\.parquet|(?P<beside>segment/[0-9a-f]{32}\.parquet|progress\.json|ray-train/.+))"
+    r"|manifest/[0-9a-f]{12}\.parquet|(?:segment/[0-9a-f]{32}\.parquet|progress\.json|ray-train/.+))"
 )
 _TEMPORARY = re.compile(r"(?:(?P<method>[0-9a-f]{12})/(?:data|commit|manifest|segment)/)?\..+\.[0-9a-f]{8}\.tmp")
 """What ``Root.staged`` leaves behind when its process is killed."""
-
 
 _CLOCKS_DIFFER = 3600.0
 """Seconds by which the clock of a driver, who says when a run has begun, may be ahead of the store's."""
