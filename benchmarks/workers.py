@@ -56,13 +56,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    photographs = sorted(options.data.glob("*.jpg"))[: options.images]
+    if not photographs:
+        parser.error(f"--data: there is no .jpg in {options.data}")
     cores = sorted(os.sched_getaffinity(0))[:2]
     config = FeaturesConfig(body=options.body, weights="default", scales=tuple(options.scales), store=options.store)
     loaded = load_body(config)
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory(prefix="spp-benchmark-") as folder:
         root = open_root(folder)
-        prepared = prepare(root, sorted(options.data.glob("*.jpg"))[: options.images], per_shard=2)
+        prepared = prepare(root, photographs, per_shard=2)
         settings = ActorSettings(root, config, "cpu", 1, 2, 4, 2000, {}, "benchmark")
         state = ray.put({name: values.numpy() for name, values in loaded.state.items()})
         actor: Any = ray.remote(num_cpus=1, max_concurrency=2)(_HeldActor)
@@ -98,7 +101,7 @@ def main() -> int:
         samples = take_turns({name: side(name) for name in crews}, options.rounds)
         ours, peer = samples["ours"], samples["peer"]
         case = Case(
-            f"{options.images} images, {options.store}",
+            f"{len(photographs)} images, {options.store}",
             ours.median,
             peer.median,
             limit=peer.median / 2,
@@ -107,7 +110,7 @@ def main() -> int:
         ratios = sorted(one / two for one, two in zip(peer.seconds, ours.seconds, strict=True))
         notes = [
             f"{options.body}, scales {options.scales}; rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)} times",
-            f"two workers {options.images / ours.median:.2f} images/s, one {options.images / peer.median:.2f} images/s",
+            f"images/s: {len(photographs) / ours.median:.2f} of two, {len(photographs) / peer.median:.2f} of one",
         ]
         code = report("extraction: two workers against one", notes, [case], options.json)
         ray.shutdown()

@@ -25,6 +25,7 @@ from jobs.printing import (
     in_bytes,
     in_seconds,
     metrics_of,
+    print_failed,
     print_forecast,
     print_json,
     print_metrics,
@@ -32,6 +33,7 @@ from jobs.printing import (
     print_run,
     print_table,
     quality_of,
+    write_texts,
 )
 from storage.root import Root, StorageError, open_root, store_errors
 from storage.runs import RunRecord, read_run
@@ -389,6 +391,12 @@ def table(
     rows: Annotated[
         str, typer.Option("--rows", help="Some of the rows, separated by commas.")
     ] = "pool5,fc6,ftfc6,ftfc7,ftfc7 bb",
+    classification: Annotated[
+        bool, typer.Option("--classification", help="Layers by views, of whole images, by the protocol of classify.")
+    ] = False,
+    random: Annotated[
+        bool, typer.Option("--random", help="Of --classification: also the body with random weights.")
+    ] = False,
     only_print: Annotated[
         bool, typer.Option("--only-print", help="Run nothing; show the runs that are there.")
     ] = False,
@@ -398,15 +406,92 @@ def table(
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """The paper's detection table: layers by scales, with intervals and seconds; runs what is missing."""
+    """The paper's tables: detection, layers by scales, or classification, layers by views; runs what is missing."""
+    invocation = _invocation(config, root, run_name, set_)
+    if classification:
+        from jobs import classification_table
+
+        shown = classification_table.make_table(invocation, random)
+        classification_table.print_text(shown)
+        write_texts(
+            {
+                csv: lambda: classification_table.as_csv(shown),
+                markdown: lambda: classification_table.markdown(shown),
+            }
+        )
+        values = classification_table.as_json(shown)
+        print_json(as_json, {"run": invocation.name, "root": invocation.root.url, **values})
+        return shown.exit_code
     from jobs import table as tables
 
-    invocation = _invocation(config, root, run_name, set_)
     made = tables.make_table(invocation, _listed(columns), _listed(rows), only_print)
     tables.print_text(made)
-    tables.write_table(made, csv, markdown)
+    write_texts({csv: lambda: tables.as_csv(made), markdown: lambda: tables.markdown(made)})
     print_json(as_json, {"run": invocation.name, "root": invocation.root.url, **tables.as_json(made)})
     return made.exit_code
+
+
+@app.command()
+def classify(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Whole images by linear SVMs: VOC 2007's and Caltech-101's protocols, layers by views."""
+    from jobs import classifying
+
+    invocation = _invocation(config, root, run_name, set_)
+    record = classifying.classify(invocation)
+    classifying.print_classification(record)
+    print_failed(invocation.root, record)
+    print_json(
+        as_json,
+        {
+            "run": record.name,
+            "root": invocation.root.url,
+            "exit_code": record.exit_code or 0,
+            "classification": record.datasets["classification"].quality,
+        },
+    )
+    return record.exit_code or 0
+
+
+@app.command()
+def pretrain(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    export: Annotated[
+        str | None, typer.Option("--export", metavar="FILE", help="Also write the network, as .safetensors.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Train a body and a classifier on labelled images, as on ImageNet, and test them view by view."""
+    from jobs import pretraining
+
+    invocation = _invocation(config, root, run_name, set_)
+    if export is not None:
+        pretraining.check_export(export)
+    record = pretraining.pretrain(invocation)
+    tested = pretraining.print_pretraining(record)
+    print_failed(invocation.root, record)
+    if export is not None:
+        pretraining.export(invocation.root, record, export)
+        print(f"features.weights: {export}")
+    print_json(
+        as_json,
+        {
+            "run": record.name,
+            "root": invocation.root.url,
+            "exit_code": record.exit_code or 0,
+            "network": tested,
+            "exported": export,
+        },
+    )
+    return record.exit_code or 0
 
 
 @app.command()

@@ -38,8 +38,8 @@ from jobs.measured import (
     read_measured,
 )
 from jobs.printing import print_json, print_table
+from jobs.recording import failed_images
 from jobs.reduce import done_already, publish, reduce_method
-from jobs.run import failed_images
 from jobs.stages import Invocation, recorded_index
 from jobs.versions import PRODUCER, versions
 from pipeline.phases import PhaseClock

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from jobs.classify import ClassifyConfig
 from jobs.detect import DetectConfig
 from jobs.errors import UsageError
 from jobs.evaluate import EvaluateConfig
@@ -17,6 +18,7 @@ from jobs.execution import ExecutionConfig
 from jobs.extract import FeaturesConfig
 from jobs.finetune import FINETUNED, FinetuneConfig, HeadConfig
 from jobs.index import DatasetConfig
+from jobs.pretrain import PretrainConfig
 from jobs.propose import ProposalsConfig
 from jobs.settings import NOT_IDENTITY, Settings
 from jobs.train_bbox import BboxConfig
@@ -35,6 +37,8 @@ class RunConfig(Settings):
     bbox: BboxConfig = BboxConfig()
     detect: DetectConfig = DetectConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    classify: ClassifyConfig = ClassifyConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     execution: ExecutionConfig = ExecutionConfig()
     storage_options: dict[str, Any] = Field(default_factory=dict, json_schema_extra=NOT_IDENTITY)
     """For the file system of the root; secrets as ``env:NAME``, or by the store's own profiles and variables."""

@@ -44,7 +44,7 @@ class ExecutionConfig(Settings):
     shards_per_actor: int = Field(2, ge=1, le=8)
     """Shards that an actor has in hand at once, so that one is written while the next is computed."""
     decode_threads: int = Field(2, ge=1)
-    """Threads of one shard that read and decode images ahead."""
+    """Threads of one shard, or of a worker that trains a network, that read and decode images ahead."""
     decode_ahead: int = Field(4, ge=1)
     """Images decoded ahead, at most."""
     retries: int = Field(4, ge=0)
@@ -63,10 +63,11 @@ class ExecutionConfig(Settings):
     max_failed_ok: int = Field(0, ge=0)
     """Failed images that a run may have and still exit with code 0."""
     train_workers: int = Field(1, ge=1)
-    """Workers that train the head together, a GPU each (DistributedDataParallel). One part of the batch is each one's,
-    and so their number changes the head as another seed would."""
+    """Workers that train the head, or a network, together, a GPU each (DistributedDataParallel). One part of the batch
+    is each one's, and so their number changes what is trained as another seed would."""
     train_threads: int | Literal["auto"] = "auto"
-    """CPU threads of a worker that trains the head. auto: 4 beside a GPU, else all cores."""
+    """CPU threads of a worker that trains. auto: 4 beside a GPU, else all cores. Beside a GPU they also decode images,
+    so that ``pretrain`` wants as many as there are cores for it."""
     checkpoint_seconds: float = Field(300, ge=0)
     """Seconds between two checkpoints of a training; the last two are kept until it is through."""
     shared_fs: bool = False
@@ -275,7 +276,9 @@ def _connect(config: ExecutionConfig) -> None:
     except ray.exceptions.AuthenticationError as error:
         reason = str(error).splitlines()[0]
         raise RunFailed(f"the Ray cluster refused us: {reason} {_TOKEN}") from error
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, (ConnectionError, RuntimeError, ValueError, OSError)):
+            raise  # of this very class is what Ray raises when a node does not start in time
         where = address or "the embedded Ray"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         # to a wrong token a cluster answers nothing at all

@@ -33,9 +33,12 @@ TRUTH_BOXES_PER_IMAGE = 64
 """Ground-truth boxes of one image that a shard of ``truth_features`` is cut for."""
 BODY_NAMES = (
     "alexnet",
+    "convnet5",
     "efficientnet_lite0",
     "efficientnet_lite1",
     "efficientnet_lite2",
+    "overfeat5",
+    "overfeat7",
     "resnet50",
     "squeezenet1_1",
     "vgg16",
@@ -48,8 +51,8 @@ class FeaturesConfig(Settings):
     """The ``features:`` section of the config."""
 
     body: str = "alexnet"
-    """The convolutional body: alexnet, efficientnet_lite0 (1, 2), resnet50, squeezenet1_1, vgg16, zf5, or timm:NAME for
-    a convolutional model of the timm library; see docs/bodies.md."""
+    """The convolutional body: alexnet, convnet5, efficientnet_lite0 (1, 2), overfeat5 (7), resnet50, squeezenet1_1,
+    vgg16, zf5, or timm:NAME for a convolutional model of the timm library; see docs/bodies.md."""
     weights: str = "default"
     """default: the published ones; random: seeded; or the path of a .safetensors, .pt or .pth state dict."""
     seed: int = 0
@@ -140,7 +143,7 @@ def load_body(config: FeaturesConfig) -> LoadedBody:
         raise UsageError(f"features.body: {error}") from error
     except WeightsError as error:
         raise UsageError(f"features.weights: {error}") from error
-    return LoadedBody(spec, state, weights_digest(state), weights_digest(classifier) if classifier else "")
+    return LoadedBody(spec, state, weights_digest(state), weights_digest(classifier.state) if classifier else "")
 
 
 def vector_length(config: FeaturesConfig, body: LoadedBody) -> int:

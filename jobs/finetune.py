@@ -43,7 +43,8 @@ class HeadConfig(Settings):
     dropout: float = Field(0.5, ge=0, lt=1)
     """Share of the outputs of fc6 and fc7 that is left out in training."""
     initial: Literal["auto", "pretrained", "he"] = "auto"
-    """Weights of fc6 and fc7 before fine-tuning. pretrained: the classifier's in the body's weights (alexnet); he: He
+    """Weights of fc6 and fc7 before fine-tuning. pretrained: those in the body's weights (alexnet, or what
+    `spp pretrain` made); he: He
     initialisation; auto: pretrained where there are some."""
     seed: int = Field(0, ge=0)
     """Of the random weights."""

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from jobs.config import RunConfig
 from jobs.errors import RunFailed, UsageError
 from jobs.execution import RaySession, Resources
 from jobs.extract import LoadedBody, file_metadata, load_body, truth_method, vector_length
 from jobs.finetune import head_method, window_shards, windows_method
-from jobs.head_training import TrainHead, initial_head, publish_head
-from jobs.head_workers import run_training, training_threads
+from jobs.head_training import TrainHead, described, initial_head, publish_head, train_head
 from jobs.index import Index, object_digests
 from jobs.reduce import done_already
 from jobs.sharded import ShardedDataset, make_shards
 from jobs.stages import Invocation
 from jobs.training_data import objects_of
+from jobs.training_workers import Training, run_training, training_threads
 from jobs.trial import Trial
 from jobs.upstream import failed_in, image_files, proposal_files
 from jobs.versions import PRODUCER
 from jobs.works import actor_crew
 from pipeline.bodies import load_classifier
+from pipeline.classifier import Classifier
 from storage.manifest import recorded_manifest
 from storage.runs import DatasetRecord, RunRecord, dataset_record, hold
 from storage.shards import Shard
@@ -124,7 +123,7 @@ def _make_head(
     fine: bool,
 ) -> None:
     config, root = invocation.config, invocation.root
-    classifier = _classifier(config, body)
+    classifier = pretrained_classifier(config, body, fine)
     on_gpu = resources.use_gpus(config.execution)
     keys: tuple[str, ...] = ()
     rows = 0
@@ -163,30 +162,50 @@ def _make_head(
             )
         publish_head(work, initial_head(work, classifier, 1.0), {})
         return
-    run_training(work, ray.put(classifier), config.execution, resources)
+    _check_shares(config)
+    training = Training("finetune", train_head, work, ray.put(classifier), described)
+    run_training(training, config.execution, resources)
 
 
-def _classifier(config: RunConfig, body: LoadedBody) -> dict[str, NDArray[np.float32]] | None:
-    """The pretrained fully connected layers to start from; None: start from random ones."""
+def _check_shares(config: RunConfig) -> None:
+    """UsageError unless every worker gets an equal part of both kinds of windows."""
+    fine, workers = config.finetune, config.execution.train_workers
+    foreground = round(fine.batch * fine.foreground)
+    if foreground % workers or (fine.batch - foreground) % workers:
+        raise UsageError(
+            f"execution.train_workers is {workers}, which does not divide the {foreground} foreground and "
+            f"{fine.batch - foreground} background windows of a mini-batch; choose a number that divides both"
+        )
+
+
+def pretrained_classifier(config: RunConfig, body: LoadedBody, fine: bool) -> Classifier | None:
+    """The fully connected layers that a head starts from; None: from random ones, if it is fine-tuned (``fine``).
+
+    Raises UsageError where the config asks for layers that did not come with the weights, or do not fit.
+    """
     wanted = config.head.initial
     if wanted == "he":
         return None
-    state = load_classifier(body.spec, config.features.weights)
-    if state is None and wanted == "pretrained":
-        raise UsageError(
-            f"head.initial is pretrained, but no fc6 and fc7 come with body {config.features.body!r} and weights "
-            f"{config.features.weights!r}; use auto or he"
-        )
-    if state is not None and 6 not in config.features.pyramid:
+    classifier = load_classifier(body.spec, config.features.weights)
+    if classifier is None:
         if wanted == "pretrained":
-            raise UsageError("head.initial is pretrained, which needs level 6 in features.pyramid; add it, or use he")
+            raise UsageError(
+                f"head.initial is pretrained, but no fc6 and fc7 come with body {config.features.body!r} and weights "
+                f"{config.features.weights!r}; use auto or he"
+            )
         return None
-    if state is None:
+    if not set(classifier.levels) <= set(config.features.pyramid):
+        if wanted == "pretrained" or not fine:
+            raise UsageError(
+                f"the fc6 that comes with the weights was trained on levels {list(classifier.levels)}, which "
+                f"features.pyramid {list(config.features.pyramid)} has not all; add them, or fine-tune a head from "
+                f"random weights: head.initial: he, with svm.layer ftfc6 or ftfc7"
+            )
         return None
-    sizes = (len(state["fc6.bias"]), len(state["fc7.bias"]))
+    sizes = (len(classifier.state["fc6.bias"]), len(classifier.state["fc7.bias"]))
     if config.head.sizes != sizes:
         raise UsageError(
             f"head.sizes is {list(config.head.sizes)}, but the fc6 and fc7 that come with the weights have "
-            f"{list(sizes)} outputs; leave it at that, or use head.initial: he"
+            f"{list(sizes)} outputs; use head.sizes: {list(sizes)}, or head.initial: he"
         )
-    return {name: values.numpy() for name, values in state.items()}
+    return classifier

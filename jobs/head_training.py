@@ -8,7 +8,6 @@ Elsewhere only the last.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -24,31 +23,32 @@ import torch.distributed
 from numpy.typing import NDArray
 from torch import nn
 
+from jobs.checkpoints import newest_checkpoint
 from jobs.finetune import FinetuneConfig, HeadConfig
 from jobs.reduce import publish_shard
-from jobs.training_data import order_key
+from jobs.training_data import is_held_out
+from jobs.training_workers import tell_driver
 from jobs.versions import PRODUCER
+from pipeline.classifier import Classifier
 from pipeline.finetuning import (
     PAPER,
     CurvePoint,
-    Diverged,
     Plateau,
     Rules,
-    Saved,
     Step,
     Trained,
-    TrainingError,
     Windows,
     train,
 )
 from pipeline.head import Head, new_head, over_array, pretrained_head
 from pipeline.phases import PhaseClock
 from pipeline.pyramid import bin_count
+from pipeline.training import Diverged, Saved, TrainingError
 from storage.columns import vectors_of
 from storage.root import Root
 from storage.scan import scan_file
 from storage.schemas import VECTOR_COLUMN, schema
-from storage.tensors import drop_checkpoints, last_checkpoint, save_checkpoint, write_tensors
+from storage.tensors import drop_checkpoints, save_checkpoint, write_tensors
 
 Tensors = Mapping[str, NDArray[np.float32]]
 
@@ -86,15 +86,10 @@ class TrainHead:
         schedule = self.config.schedule
         return schedule == "plateau" or (schedule == "auto" and not self.pretrained)
 
-    @property
-    def progress_key(self) -> str:
-        """Where the driver looks for the last point of the curve."""
-        return f"checkpoints/{self.method}/progress.json"
-
 
 def train_head(
     work: TrainHead,
-    classifier: Tensors | None,
+    classifier: Classifier | None,
     rank: int = 0,
     workers: int = 1,
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
@@ -115,6 +110,16 @@ def train_head(
         if rank == 0:
             publish_head(work, head, clock.seconds, story.outcomes)
             drop_checkpoints(work.root, work.method)
+
+
+def described(point: Mapping[str, Any]) -> str:
+    """A point of the curve in words."""
+    held_out = ""
+    if point["held_out_loss"] is not None:
+        held_out = f", held-out loss {point['held_out_loss']:.4f} and accuracy {point['held_out_accuracy']:.3f}"
+    return (
+        f"{point['phase']}, {point['iteration']:,} iterations at {point['rate']:g}: loss {point['loss']:.4f}{held_out}"
+    )
 
 
 def publish_head(
@@ -142,13 +147,12 @@ def publish_head(
     write_tensors(root, "head", method, method, tensors, work.metadata, seconds=seconds, producer=PRODUCER)
 
 
-def initial_head(work: TrainHead, classifier: Tensors | None, rms: float) -> Head:
+def initial_head(work: TrainHead, classifier: Classifier | None, rms: float) -> Head:
     """The head that training starts from."""
     outputs = 1 + len(work.class_names)
     if classifier is not None:
-        state = {name: over_array(values) for name, values in classifier.items()}
         return pretrained_head(
-            state, work.channels, work.levels, outputs=outputs, dropout=work.head.dropout, seed=work.head.seed
+            classifier, work.channels, work.levels, outputs=outputs, dropout=work.head.dropout, seed=work.head.seed
         )
     dim = work.channels * bin_count(work.levels)
     return new_head(dim, work.head.sizes, outputs, dropout=work.head.dropout, seed=work.head.seed, rms=rms)
@@ -186,7 +190,7 @@ class _TrainingWindows:
                 seen += len(part)
                 names = table["class_name"].to_pylist()
                 own = [number[names[row]] if names[row] is not None else 0 for row in mine]
-                if work.chooses and _is_held_out(work.config, table["image_id"][0].as_py()):
+                if work.chooses and is_held_out(work.config.held_out, work.config.seed, table["image_id"][0].as_py()):
                     back -= len(mine)
                     place = slice(back, back + len(mine))
                 else:
@@ -211,19 +215,13 @@ class _TrainingWindows:
                     )
 
 
-def _is_held_out(config: FinetuneConfig, image_id: str) -> bool:
-    """Drawn by a hash: one image more moves no other."""
-    place = int.from_bytes(order_key(config.seed + 1, image_id)[:8], "little") / 2**64
-    return place < config.held_out
-
-
 class _Story:
     """The phases of a training, in order; ``outcomes`` of those that are through."""
 
     def __init__(
         self,
         work: TrainHead,
-        classifier: Tensors | None,
+        classifier: Classifier | None,
         data: _TrainingWindows,
         rank: int,
         workers: int,
@@ -232,7 +230,7 @@ class _Story:
         self.outcomes: dict[str, Trained] = {}
         self._work, self._classifier, self._data = work, classifier, data
         self._rank, self._workers, self._wrap = rank, workers, wrap
-        self._stored = self._last_checkpoint()
+        self._stored = newest_checkpoint(work.root, work.method, work.device, rank, workers)
         self._diverged: set[str] = set()
         if self._stored is not None:
             earlier = self._stored[3]["earlier"]
@@ -313,22 +311,9 @@ class _Story:
             self.outcomes[phase] = Trained()
         return head
 
-    def _last_checkpoint(self) -> tuple[int, int, Tensors, dict[str, Any]] | None:
-        """The newest checkpoint; of several workers all take the one that the first has found."""
-        found = last_checkpoint(self._work.root, self._work.method) if self._rank == 0 else None
-        if self._workers == 1:
-            return found
-        place = torch.tensor(found[:2] if found else (-1, -1), dtype=torch.int64, device=self._work.device)
-        torch.distributed.broadcast(place, src=0)
-        phase, iteration = place.tolist()
-        if self._rank == 0 or phase < 0:
-            return found
-        return last_checkpoint(self._work.root, self._work.method, (phase, iteration))
-
     def _tell_driver(self, phase: str, point: CurvePoint) -> None:
         if self._rank == 0:
-            text = json.dumps({"phase": phase, **asdict(point)})
-            self._work.root.write(self._work.progress_key, text.encode())
+            tell_driver(self._work, {"phase": phase, **asdict(point)})
 
     def stored(self, number: int) -> Saved | None:
         """The last checkpoint, if it is of this phase."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.errors import ContentError
 from pipeline.images import RGB, decode_image
@@ -49,16 +54,76 @@ class ImageFile:
         return LedgerRow(image_id=self.image_id, stage=stage, type=type(error).__name__, message=f"{self.uri}: {error}")
 
 
-def read_image(file: ImageFile, storage_options: dict[str, Any]) -> RGB:
-    """Read, check and decode an image; ContentError if it is the image's fault, OSError if it is the store's."""
+def read_image(file: ImageFile, storage_options: dict[str, Any], least: int | None = None) -> RGB:
+    """Read, check and decode an image; ContentError if it is the image's fault, OSError if it is the store's.
+
+    ``least``: it may come smaller, its short side not below that many pixels (see ``decode_image``).
+    """
     fs, path = fsspec.url_to_fs(file.uri, **resolve_options(storage_options, "dataset.storage_options"))
     try:
-        data = fs.cat_file(path)
+        data = read_bytes(fs, path)
     except FileNotFoundError:
         raise MissingImage("the image is gone since it was indexed; run `spp index` again") from None
     if file.digest.startswith("sha256:") and file.digest.removesuffix(TURNED) != f"sha256:{sha256(data)}":
         raise ImageChanged(_CHANGED)
-    image = decode_image(data, file.size)
-    if file.size is not None and image.shape[:2] != file.size:
+    image = decode_image(data, file.size, least)
+    if file.size is not None and image.shape[:2] not in _decoded_sizes(file.size, least):
         raise ImageChanged(_CHANGED)
     return image
+
+
+def _decoded_sizes(size: tuple[int, int], least: int | None) -> list[tuple[int, int]]:
+    return [(-(-size[0] // step), -(-size[1] // step)) for step in ((1,) if least is None else (1, 2, 4, 8))]
+
+
+_ROW = re.compile(r"(?P<file>.+\.parquet)#(?P<column>.+)/(?P<group>\d+)\.(?P<row>\d+)")
+_GROUPS = 4
+"""Row groups of images that a process keeps at hand; a data set is gone through group by group."""
+
+_kept: OrderedDict[tuple[str, str, str, int], pa.ChunkedArray] = OrderedDict()
+_keeping = threading.Lock()
+
+
+def row_uri(uri: str, column: str, group: int, row: int) -> str:
+    """The URI of an image that is a row of a row group of a Parquet file."""
+    return f"{uri}#{column}/{group}.{row}"
+
+
+def is_row(uri: str) -> bool:
+    """Whether a URI is of an image in a Parquet file."""
+    return _ROW.fullmatch(uri) is not None
+
+
+def block_of(uri: str) -> str | None:
+    """What images have in common that are read together, a row group; None for an image in a file of its own."""
+    found = _ROW.fullmatch(uri)
+    return f"{found['file']}#{found['group']}" if found else None
+
+
+def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+    """The bytes of an encoded image, of a file or of a row; empty for a row without any. OSError from the store."""
+    found = _ROW.fullmatch(path)
+    if found is None:
+        return fs.cat_file(path)
+    key = (fs._fs_token, found["file"], found["column"], int(found["group"]))
+    with _keeping:  # one reader at a time: the next images are of the same group
+        if key not in _kept:
+            with fs.open(found["file"], "rb") as file:
+                _kept[key] = _image_column(pq.ParquetFile(file), found["column"], int(found["group"]))
+            while len(_kept) > _GROUPS:
+                _kept.popitem(last=False)
+        _kept.move_to_end(key)
+        values = _kept[key]
+    row = int(found["row"])
+    if row >= len(values):
+        raise MissingImage("the file has fewer rows than when it was indexed; run `spp index` again")
+    return values[row].as_py() or b""
+
+
+def _image_column(parquet: pq.ParquetFile, column: str, group: int) -> pa.ChunkedArray:
+    if group >= parquet.num_row_groups:
+        return pa.chunked_array([], pa.binary())
+    values = parquet.read_row_group(group, columns=[column], use_threads=False)[column]
+    if pa.types.is_struct(values.type):
+        values = pa.chunked_array([chunk.field("bytes") for chunk in values.chunks], values.type.field("bytes").type)
+    return values

@@ -1,10 +1,11 @@
-"""index: a data set in VOC layout becomes the tables ``images`` and ``objects``.
+"""index: a data set becomes the tables ``images`` and ``objects``.
 
     spp index --config configs/raccoon_kangaroo.yaml --root /data/spp
 
 Reads ``ImageSets/Main/<split>.txt``, ``JPEGImages`` and ``Annotations`` of one or several devkits (``VOC2007``,
-``VOC2012``, ...) on any fsspec path. It runs on every ``spp run``, since it is what notices a change; unchanged images
-give the rows, and so the shards, that are there already.
+``VOC2012``, ...), or labelled images in folders or Parquet tables (``jobs/entries.py``), on any fsspec path. It runs on
+every ``spp run``, since it is what notices a change; unchanged images give the rows, and so the shards, that are there
+already.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import fsspec
 import pyarrow as pa
 from pydantic import Field
 
+from jobs.entries import SUFFIXES, Entry, folder_entries, listing_token, table_entries
 from jobs.errors import UsageError
-from jobs.imagefile import TURNED
-from jobs.settings import NOT_IDENTITY, Settings
+from jobs.imagefile import TURNED, is_row, read_bytes
+from jobs.settings import ADDED_LATER, NOT_IDENTITY, Settings
+from pipeline.boxes import as_boxes
 from pipeline.errors import ContentError
 from pipeline.images import image_size, turned_size
-from pipeline.voc import NO_OBJECTS, parse_annotation, stated_size
+from pipeline.voc import NO_OBJECTS, Annotation, parse_annotation, stated_size
 from storage.columns import box_column
 from storage.commits import Commit, CommitName, LedgerRow, winners
 from storage.identity import canonical_json, digest, method_id, sha256
@@ -35,7 +38,6 @@ from storage.shards import shard_key, tiles
 from storage.writer import ShardWriter
 
 VERSION = 1
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 _HEADER_BYTES = 256 * 1024
 
 
@@ -43,7 +45,15 @@ class DatasetConfig(Settings):
     """The ``dataset:`` section of the config."""
 
     path: str = Field(json_schema_extra=NOT_IDENTITY)
-    """Folder or URL with JPEGImages/, Annotations/ and ImageSets/Main/, or with several such (VOC2007/, VOC2012/)."""
+    """Folder or URL with JPEGImages/, Annotations/ and ImageSets/Main/, or with several such (VOC2007/, VOC2012/); of
+    other layouts see ``layout``."""
+    layout: Literal["voc", "folder", "table"] = Field("voc", json_schema_extra=ADDED_LATER)
+    """voc: as above; folder: images in folders named after their classes, [split/]class/image; table: Parquet files
+    with a column of encoded images and one of labels. Of the last two each image is one object that fills it."""
+    image_column: str = Field("image", json_schema_extra=ADDED_LATER)
+    """Of layout table: the column of encoded images."""
+    label_column: str = Field("label", json_schema_extra=ADDED_LATER)
+    """Of layout table: the column of class names, or of their numbers."""
     train_splits: tuple[str, ...] = Field(("trainval",), json_schema_extra=NOT_IDENTITY)
     """Splits whose ground truth models are trained on; files of ImageSets/Main without .txt."""
     test_splits: tuple[str, ...] = Field(("test",), json_schema_extra=NOT_IDENTITY)
@@ -88,18 +98,6 @@ class Index:
     def class_names(self) -> list[str]:
         """The classes of all objects, sorted."""
         return sorted(set(self.objects["class_name"].to_pylist()))
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """Where one image and its annotation are, or why it is not used: type and message of a ledger row."""
-
-    uri: str
-    annotation: str
-    splits: tuple[str, ...]
-    listing: str
-    problem: tuple[str, str] | None = None
-    note: str | None = None
 
 
 @dataclass
@@ -210,12 +208,15 @@ def _objects_table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema("objects"))
 
 
-def _list_entries(config: DatasetConfig) -> tuple[dict[str, _Entry], fsspec.AbstractFileSystem]:
+def _list_entries(config: DatasetConfig) -> tuple[dict[str, Entry], fsspec.AbstractFileSystem]:
     """Every image id that a split names, with the places of its files."""
     options = resolve_options(config.storage_options, "dataset.storage_options")
     try:
         fs, path = fsspec.url_to_fs(config.path, **options)
-        devkits = _devkits(fs, path.rstrip("/"))
+        path = path.rstrip("/")
+        if config.layout != "voc":
+            return _labelled(fs, path, config), fs
+        devkits = _devkits(fs, path)
     except FileNotFoundError:
         raise UsageError(f"dataset.path: {config.path!r} does not exist") from None
     except store_errors(ImportError, ValueError) as error:
@@ -225,7 +226,7 @@ def _list_entries(config: DatasetConfig) -> tuple[dict[str, _Entry], fsspec.Abst
             f"dataset.path: no VOC layout in {config.path!r}; it, or a folder in it, must hold JPEGImages/, "
             f"Annotations/ and ImageSets/Main/"
         )
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, Entry] = {}
     found: set[str] = set()
     for devkit in devkits:
         pictures = _listing(fs, f"{devkit}/JPEGImages")
@@ -246,18 +247,18 @@ def _list_entries(config: DatasetConfig) -> tuple[dict[str, _Entry], fsspec.Abst
             splits = tuple(dict.fromkeys(named))
             if image_id in entries:
                 problem = ("DuplicateImage", _duplicate(image_id, devkit))
-                entries[image_id] = _Entry("", "", splits, "", problem)
+                entries[image_id] = Entry("", "", splits, "", problem)
             elif image_id not in pictures or "::" in image_id:
                 folder = f"{devkit}/JPEGImages"
                 problem = _unusable(image_id, folder, splits, cut.get(image_id), image_id in pictures)
-                entries[image_id] = _Entry("", "", splits, "", problem)
+                entries[image_id] = Entry("", "", splits, "", problem)
             else:
                 name, listing = pictures[image_id]
                 uri = f"{devkit}/JPEGImages/{name}"
                 uri = fs.unstrip_protocol(uri) if "://" in config.path else uri
                 often = [split for split in splits if named.count(split) > 1]
                 note = f"split {often[0]!r} names it {named.count(often[0])} times; it is taken once" if often else None
-                entries[image_id] = _Entry(uri, f"{annotations}/{image_id}.xml", splits, listing, note=note)
+                entries[image_id] = Entry(uri, f"{annotations}/{image_id}.xml", splits, listing, note=note)
     for split in config.splits:
         if split not in found:
             there = sorted(
@@ -269,6 +270,14 @@ def _list_entries(config: DatasetConfig) -> tuple[dict[str, _Entry], fsspec.Abst
                 f"dataset.test_splits to some of: {', '.join(plain or there) or 'none found'}"
             )
     return entries, fs
+
+
+def _labelled(fs: fsspec.AbstractFileSystem, path: str, config: DatasetConfig) -> dict[str, Entry]:
+    if not fs.exists(path):
+        raise FileNotFoundError(path)
+    if config.layout == "folder":
+        return folder_entries(fs, path, config.path, config.splits)
+    return table_entries(fs, path, config.path, config.splits, config.image_column, config.label_column)
 
 
 def _duplicate(image_id: str, devkit: str) -> str:
@@ -310,9 +319,8 @@ def _listing(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, tuple[str,
     for info in sorted(fs.ls(folder, detail=True), key=lambda info: info["name"]):
         name = info["name"].rstrip("/").rsplit("/", 1)[-1]
         stem, dot, suffix = name.rpartition(".")
-        if stem and dot + suffix.lower() in _SUFFIXES and info.get("type") != "directory":
-            token = info.get("ETag") or info.get("mtime") or info.get("LastModified") or info.get("updated") or ""
-            pictures.setdefault(stem, (name, f"{name} {info.get('size')} {token}"))
+        if stem and dot + suffix.lower() in SUFFIXES and info.get("type") != "directory":
+            pictures.setdefault(stem, (name, f"{name} {listing_token(info)}"))
     return pictures
 
 
@@ -327,7 +335,7 @@ def _read_split(fs: fsspec.AbstractFileSystem, path: str) -> list[str] | None:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _read_image(fs: fsspec.AbstractFileSystem, image_id: str, entry: _Entry, config: DatasetConfig) -> _Tile:
+def _read_image(fs: fsspec.AbstractFileSystem, image_id: str, entry: Entry, config: DatasetConfig) -> _Tile:
     """The rows of one image, or its ledger row."""
 
     def row(kind: str, message: str, level: Literal["failed", "note"] = "failed") -> LedgerRow:
@@ -342,20 +350,25 @@ def _read_image(fs: fsspec.AbstractFileSystem, image_id: str, entry: _Entry, con
     except ContentError as error:
         return _Tile(ledger=[row(type(error).__name__, f"{entry.uri}: {error}")])
     notes = [row("NamedTwice", f"{entry.uri}: {entry.note}", "note")] if entry.note else []
-    try:
-        xml = fs.cat_file(entry.annotation)
-        if turned is not None and stated_size(xml) == turned:
-            height, width = turned
-            image_digest += TURNED
-            text = f"read as its EXIF orientation turns it, {width} x {height}, which is the <size> of its annotation"
-            notes.append(row("Turned", f"{entry.uri}: {text}", "note"))
-        annotation = parse_annotation(xml, height, width)
-    except (FileNotFoundError, IsADirectoryError):
-        annotation = NO_OBJECTS
-        text = f"{entry.annotation} does not exist; the image is taken as one without objects"
-        notes.append(row("MissingAnnotation", text, "note"))
-    except ContentError as error:
-        return _Tile(ledger=[row(type(error).__name__, f"{entry.annotation}: {error}")])
+    if entry.class_name is not None:
+        annotation = Annotation((entry.class_name,), as_boxes([(0, 0, width, height)]), (False,), (False,))
+    else:
+        try:
+            xml = fs.cat_file(entry.annotation)
+            if turned is not None and stated_size(xml) == turned:
+                height, width = turned
+                image_digest += TURNED
+                text = (
+                    f"read as its EXIF orientation turns it, {width} x {height}, which is the <size> of its annotation"
+                )
+                notes.append(row("Turned", f"{entry.uri}: {text}", "note"))
+            annotation = parse_annotation(xml, height, width)
+        except (FileNotFoundError, IsADirectoryError):
+            annotation = NO_OBJECTS
+            text = f"{entry.annotation} does not exist; the image is taken as one without objects"
+            notes.append(row("MissingAnnotation", text, "note"))
+        except ContentError as error:
+            return _Tile(ledger=[row(type(error).__name__, f"{entry.annotation}: {error}")])
     image = {
         "image_id": image_id,
         "uri": entry.uri,
@@ -381,17 +394,22 @@ def _read_image(fs: fsspec.AbstractFileSystem, image_id: str, entry: _Entry, con
 
 
 def _measure(
-    fs: fsspec.AbstractFileSystem, entry: _Entry, config: DatasetConfig
+    fs: fsspec.AbstractFileSystem, entry: Entry, config: DatasetConfig
 ) -> tuple[int, int, tuple[int, int] | None, str]:
     """Height and width as stored, both as an EXIF orientation exchanges them if it does, and digest of an image."""
     path = fs._strip_protocol(entry.uri)
-    if config.digest == "content":
-        data = fs.cat_file(path)
-        return *image_size(data), turned_size(data), f"sha256:{sha256(data)}"
+    if config.digest == "content" or is_row(entry.uri):
+        data = read_bytes(fs, path)
+        image_digest = f"sha256:{sha256(data)}" if config.digest == "content" else _listed(entry)
+        return *image_size(data), turned_size(data), image_digest
     try:
         data = fs.cat_file(path, start=0, end=_HEADER_BYTES)
         height, width = image_size(data)
     except ContentError:
         data = fs.cat_file(path)  # a header behind a large preview
         height, width = image_size(data)
-    return height, width, turned_size(data), f"listing:{digest(entry.listing.encode())}"
+    return height, width, turned_size(data), _listed(entry)
+
+
+def _listed(entry: Entry) -> str:
+    return f"listing:{digest(entry.listing.encode())}"

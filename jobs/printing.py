@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from jobs.errors import UsageError
 from jobs.forecast import Forecast
 from storage.root import Root
 from storage.runs import RunRecord
@@ -34,6 +36,22 @@ def print_table(
     print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same in Markdown: the first column is text, numbers follow."""
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_texts(texts: Mapping[str | None, Callable[[], str]]) -> None:
+    """Write files, by path; None: not asked for. UsageError for one that cannot be written."""
+    for path, text in texts.items():
+        if path is not None:
+            try:
+                Path(path).write_text(text(), encoding="utf-8")
+            except OSError as error:
+                raise UsageError(f"{path!r} cannot be written: {error.strerror}") from error
+
+
 def print_json(wanted: bool, value: dict[str, Any]) -> None:
     """One JSON object on a line of its own, if it is ``wanted``."""
     if wanted:
@@ -42,8 +60,6 @@ def print_json(wanted: bool, value: dict[str, Any]) -> None:
 
 def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
     """Print what a run made; returns the same as JSON values, the exit code among them."""
-    from jobs.run import failed_images
-
     rows = [
         (
             entry.stage,
@@ -60,11 +76,7 @@ def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
     print_table(("stage", "dataset", "state", "images", "failed", "rows", "bytes", "worker seconds"), rows, 3, 7)
     print_quality(record)
     print_metrics(metrics_of(record))
-    failed = failed_images(root, record)
-    for image_id, reason in list(failed.items())[:20]:
-        print(f"failed image {image_id}: {reason}")
-    if len(failed) > 20:
-        print(f"... and {len(failed) - 20} more failed images")
+    failed = print_failed(root, record)
     return {
         "run": record.name,
         "root": root.url,
@@ -73,6 +85,18 @@ def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
         "metrics": metrics_of(record),
         "failed": failed,
     }
+
+
+def print_failed(root: Root, record: RunRecord) -> dict[str, str]:
+    """A line per failed image of a run, of the first twenty; returns all, with their reasons."""
+    from jobs.recording import failed_images
+
+    failed = failed_images(root, record)
+    for image_id, reason in list(failed.items())[:20]:
+        print(f"failed image {image_id}: {reason}")
+    if len(failed) > 20:
+        print(f"... and {len(failed) - 20} more failed images")
+    return failed
 
 
 def print_quality(record: RunRecord) -> None:

@@ -10,28 +10,18 @@ commits of every complete dataset into its manifest; say so in the run's record,
 
 from __future__ import annotations
 
-import socket
-import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from datetime import datetime, timezone
+from collections.abc import Sequence
 
 from jobs.config import RunConfig
-from jobs.errors import RunFailed, UsageError
+from jobs.errors import UsageError
 from jobs.execution import RaySession
 from jobs.extract import LoadedBody, load_body
 from jobs.index import (
     Index,
-    committed_index,
-    index_method,
-    index_of,
-    publish_tile,
-    read_index,
-    tile_shards,
 )
 from jobs.progress import ProgressReport
 from jobs.quality import measure_proposals
+from jobs.recording import begin, make_index, recorded
 from jobs.reduce import entry_of
 from jobs.shards import MapDataset, Survey, survey_after
 from jobs.stages import (
@@ -46,17 +36,14 @@ from jobs.stages import (
     reduce_method_of,
     run_stages,
 )
-from jobs.versions import versions
 from storage.commits import winners
-from storage.manifest import fold, read_manifest
-from storage.root import Root, StorageError, is_local, store_errors
+from storage.manifest import fold
+from storage.root import Root, is_local
 from storage.runs import (
     DatasetRecord,
     RunRecord,
     check_run_name,
     hold,
-    read_run,
-    run_names,
     unsettled,
     write_run,
 )
@@ -71,13 +58,13 @@ def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> R
     """
     check_run_name(invocation.name)
     invocation.root.check_writable()
-    record = _begin(invocation)
+    record = begin(invocation)
     config = invocation.config
     local = {"root": invocation.root.url} if invocation.root.is_local else {}
     if is_local(config.dataset.path) and _workers_read_images(config, stages):
         local["dataset.path"] = config.dataset.path
-    with RaySession(config.execution, local) as session, _recorded(invocation.root, record):
-        index = _index(invocation, record) if "index" in stages else recorded_index(invocation.root, record)
+    with RaySession(config.execution, local) as session, recorded(invocation.root, record):
+        index = make_index(invocation, record) if "index" in stages else recorded_index(invocation.root, record)
         if set(stages) & {"propose", "extract"}:
             _map_stages(invocation, record, index, stages, retry, session)
         if set(stages) & set(REDUCE_STAGES):
@@ -92,53 +79,6 @@ def _workers_read_images(config: RunConfig, stages: Sequence[str]) -> bool:
     return bool({"propose", "extract", "finetune"}.intersection(stages)) or (
         "detect" in stages and config.detect.source == "stream"
     )
-
-
-def failed_images(root: Root, record: RunRecord) -> dict[str, str]:
-    """Image id to reason, of the images that failed in some dataset of a run."""
-    reasons: dict[str, str] = {}
-    for name, entry in record.datasets.items():
-        if entry.manifest is not None and entry.failed:
-            for row in read_manifest(root, name, entry.method, entry.manifest).ledger:
-                if row.level == "failed":
-                    reasons.setdefault(row.image_id, f"{row.stage}: {row.type}: {row.message}")
-    return dict(sorted(reasons.items()))
-
-
-def _index(invocation: Invocation, record: RunRecord) -> Index:
-    """Read the data set, write what is new of ``images`` and ``objects``."""
-    config, root = invocation.config, invocation.root
-    method = index_method(config.dataset)
-    hold(root, record, [f"{dataset}/{method}" for dataset in DATASETS_OF["index"]])
-    done = committed_index(root, method)
-    rows = list(read_index(config.dataset, config.execution.index_threads))
-    index = index_of(rows)
-    failed = [row for row in index.ledger if row.level == "failed"]
-    total = len(index.images) + len(failed)
-    if total >= 50 and len(failed) > config.execution.max_failed * total:
-        raise RunFailed(
-            f"index: {len(failed)} of {total} images failed, more than execution.max_failed "
-            f"({config.execution.max_failed:g}) allows; the first: {failed[0].message}"
-        )
-    if not len(index.images):
-        reason = f"; the first: {failed[0].message}" if failed else ""
-        raise UsageError(f"dataset: the splits {', '.join(config.dataset.splits)} have no usable image{reason}")
-    for row in index.ledger:
-        _say(f"{'failed' if row.level == 'failed' else 'note'}: image {row.image_id}: {row.message}")
-    used = {split for splits in index.images["splits"].to_pylist() for split in splits}
-    for split in config.dataset.splits:
-        if split not in used:
-            _say(f"note: split {split!r} has no usable image")
-    with ThreadPoolExecutor(config.execution.index_threads) as writers:
-        for commits in writers.map(lambda tile: publish_tile(root, method, tile, done), rows):
-            for commit in commits:
-                done[commit.dataset].setdefault(commit.shard, commit.name)
-    for dataset in DATASETS_OF["index"]:
-        keys = [tile_shards(tile)[dataset] for tile in rows]
-        manifest = fold(root, dataset, method, [done[dataset][key] for key in dict.fromkeys(keys)])
-        record.datasets[dataset] = entry_of("index", manifest)
-    write_run(root, record)
-    return index
 
 
 def _map_stages(
@@ -340,58 +280,3 @@ def _settle(root: Root, record: RunRecord, dataset: MapDataset) -> None:
         if len(names) == len(dataset.shards):
             manifest = fold(root, name, dataset.method, names)
             record.datasets[name] = entry_of(dataset.stage, manifest, dataset.bytes_per_image, dataset.partial)
-
-
-def _begin(invocation: Invocation) -> RunRecord:
-    """The record of this command; what an earlier one of the same name made stays in it until it is made again."""
-    earlier = read_run(invocation.root, invocation.name) if invocation.name in run_names(invocation.root) else None
-    record = RunRecord(
-        name=invocation.name,
-        config=invocation.config.model_dump(mode="json"),
-        argv=list(invocation.argv),
-        versions=versions(),
-        host=socket.gethostname(),
-        started=_now(),
-        datasets=earlier.datasets if earlier else {},
-        holds=earlier.holds if earlier else [],
-    )
-    write_run(invocation.root, record)
-    return record
-
-
-@contextmanager
-def _recorded(root: Root, record: RunRecord) -> Iterator[None]:
-    """Whatever happens inside, the record says how it ended."""
-    try:
-        yield
-        failed = len(failed_images(root, record))
-        allowed = record.config["execution"]["max_failed_ok"]
-        record.exit_code = 3 if failed > allowed else 0
-        record.status = "done"
-    except (UsageError, StorageError) as error:
-        record.exit_code, record.status, record.error = 2, "failed", str(error)
-        raise
-    except RunFailed as error:
-        record.exit_code, record.status, record.error = 1, "failed", str(error)
-        raise
-    except KeyboardInterrupt:
-        record.exit_code, record.status, record.error = 1, "failed", "interrupted"
-        raise
-    except BaseException as error:
-        record.exit_code, record.status = 1, "failed"
-        record.error = f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        record.finished = _now()
-        try:
-            write_run(root, record)
-        except store_errors() as error:
-            _say(f"the run's record could not be written: {error}")
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -38,6 +38,9 @@ STAGES = ("index", "propose", "extract", "finetune", "embed", "train-svm", "trai
 REDUCE_STAGES = STAGES[3:]
 """Those that read whole datasets."""
 
+WHOLE_IMAGE_STAGES = ("pretrain", "classify")
+"""Commands of their own, whose datasets no other stage reads."""
+
 FEATURE_STORES = ("maps", "windows", "features")
 """Ways to store features: vectors, or conv maps with the windows on them."""
 

@@ -16,6 +16,7 @@ from jobs.stages import (
     DATASETS_OF,
     FEATURE_STORES,
     REDUCE_STAGES,
+    WHOLE_IMAGE_STAGES,
     recorded_datasets,
     recorded_index,
     reduce_method_of,
@@ -51,10 +52,11 @@ def status(root: Root, record: RunRecord) -> list[DatasetStatus]:
     if indexed:
         for dataset in recorded_datasets(root, record):
             surveys[dataset.name] = survey_after(root, dataset, surveys)
-    combined = combined_runs(record) is not None
+    others = [name for name, entry in record.datasets.items() if entry.stage in WHOLE_IMAGE_STAGES]
+    apart = combined_runs(record) is not None or bool(others)
     for stage, datasets in DATASETS_OF.items():
-        if combined and not record.datasets.keys() & set(datasets):
-            continue  # a combination has no features and models of its own
+        if apart and not record.datasets.keys() & set(datasets):
+            continue  # a combination has no features and models of its own, and whole images have no regions
         if stage in REDUCE_STAGES:
             if stage in asked or any(name in record.datasets for name in datasets):
                 result += [_reduced(root, record, stage, name) for name in datasets]
@@ -80,6 +82,13 @@ def status(root: Root, record: RunRecord) -> list[DatasetStatus]:
                 result.append(DatasetStatus(stage, name, entry.method, "missing", 0, 0, 0, 0, 0.0))
                 continue
             result.append(_of(stage, name, entry.method, state, manifest))
+    for name in others:
+        entry = record.datasets[name]
+        if entry.manifest is None:
+            result.append(DatasetStatus(entry.stage, name, entry.method, "missing", 0, 0, 0, 0, 0.0))
+        else:
+            manifest = read_manifest(root, name, entry.method, entry.manifest)
+            result.append(_of(entry.stage, name, entry.method, "complete", manifest))
     return result
 
 

@@ -16,14 +16,13 @@ import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.config import RunConfig
 from jobs.errors import UsageError
 from jobs.extract import load_body
 from jobs.measured import check_current, check_same, matched_detections, read_measured
-from jobs.printing import print_table
+from jobs.printing import markdown_table, print_table
 from jobs.run import run
 from jobs.stages import Invocation, recorded_index, run_stages
 from storage.root import Root
@@ -247,9 +246,9 @@ def markdown(table: Table) -> str:
     """The same as Markdown."""
     parts = [
         f"Mean AP (11-point, %) on {table.images} test images, with 95% bootstrap intervals; worker seconds an image.",
-        _markdown_table(("", *table.titles.values()), _body(table)),
+        markdown_table(("", *table.titles.values()), _body(table)),
         "Differences of mean AP (points), with 95% intervals of paired resamples.",
-        _markdown_table(
+        markdown_table(
             ("in", "what", "difference", "interval"),
             [
                 (d.column, f"{d.of} - {d.minus}", f"{100 * d.value:+.1f}", f"{100 * d.low:+.1f} to {100 * d.high:+.1f}")
@@ -257,7 +256,7 @@ def markdown(table: Table) -> str:
             ],
         ),
         "AP (11-point, %) of each class.",
-        _markdown_table(*_classes(table)),
+        markdown_table(*_classes(table)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -286,16 +285,6 @@ def as_json(table: Table) -> dict[str, Any]:
         "exit_code": table.exit_code,
         "differences": [vars(difference) for difference in table.differences],
     }
-
-
-def write_table(table: Table, csv_file: str | None, markdown_file: str | None) -> None:
-    """Write the table to files; UsageError for one that cannot be written."""
-    for path, text in ((csv_file, as_csv), (markdown_file, markdown)):
-        if path is not None:
-            try:
-                Path(path).write_text(text(table), encoding="utf-8")
-            except OSError as error:
-                raise UsageError(f"{path!r} cannot be written: {error.strerror}") from error
 
 
 def _body(table: Table) -> list[tuple[str, ...]]:
@@ -330,8 +319,3 @@ def _classes(table: Table) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         for (row, column), cell in table.cells.items()
     ]
     return ("column", "row", *names), rows
-
-
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -9,17 +9,26 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed
 from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.head import Head
+from pipeline.training import (
+    Checkpoints,
+    Diverged,
+    Precision,
+    Saved,
+    TrainingError,
+    over_workers,
+    plateau_state,
+    restore_state,
+    seed_of,
+    state_of,
+)
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
@@ -32,14 +41,6 @@ _BIAS_RATE = 2.0
 
 _MEASURED = 1024
 """Held-out windows that go through the head at a time."""
-
-
-class TrainingError(RuntimeError):
-    """The training cannot go on. The message names the remedy."""
-
-
-class Diverged(TrainingError):
-    """The loss is no number any more."""
 
 
 @dataclass(frozen=True)
@@ -98,31 +99,6 @@ class CurvePoint:
     loss: float
     held_out_loss: float | None = None
     held_out_accuracy: float | None = None
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A training between two iterations: weights and momenta by name, and the rest as JSON values."""
-
-    iteration: int
-    tensors: dict[str, torch.Tensor]
-    progress: dict[str, Any]
-
-
-class Checkpoints(Protocol):
-    """Where a training is kept."""
-
-    def last(self) -> Saved | None:
-        """What was saved last."""
-        ...
-
-    def due(self) -> bool:
-        """Whether it is time to save again."""
-        ...
-
-    def save(self, saved: Callable[[], Saved]) -> None:
-        """Keep what ``saved`` returns."""
-        ...
 
 
 @dataclass
@@ -242,7 +218,7 @@ def train(
     with torch.random.fork_rng(devices=devices):
         while not run.finished():
             rows = batches.rows(run.iteration)
-            torch.manual_seed(_seed(rules.seed, rank, run.iteration))
+            torch.manual_seed(seed_of(rules.seed, rank, run.iteration))
             run.step(_on(windows.vectors[rows], run.device), torch.from_numpy(windows.labels[rows]).to(run.device))
             if run.iteration % rules.measure_every == 0 or run.finished():
                 measured = measure(head, held_out, rules.foreground, run.device) if held_out is not None else None
@@ -271,7 +247,7 @@ def measure(head: Head, windows: Windows, foreground: float, device: torch.devic
         for kind, chosen in enumerate((labels == 0, labels > 0)):
             sums[kind] += torch.stack([losses[chosen].sum(), right[chosen].sum(), chosen.sum().double()])
     head.train(training)
-    sums = _over_workers(sums.to(device), mean=False).cpu()
+    sums = over_workers(sums.to(device), mean=False).cpu()
     shares = torch.tensor([1 - foreground, foreground], dtype=torch.float64) * (sums[:, 2] > 0)
     means = sums[:, :2] / sums[:, 2:].clamp(min=1)
     loss, right = (shares[:, None] * means).sum(dim=0) / shares.sum()
@@ -309,9 +285,7 @@ class _Run:
             self._plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 self._optimizer, factor=schedule.factor, patience=schedule.patience - 1, threshold=1e-3
             )
-        half = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=half)
-        self._type = torch.float16 if half else torch.bfloat16
+        self._precision = Precision(device)
         self._losses = torch.zeros((), dtype=torch.float64, device=device)
         self._counted = 0
 
@@ -329,18 +303,16 @@ class _Run:
             self._set_rate(next(s.rate for s, end in zip(self._schedule, ends, strict=True) if self.iteration < end))
         self._note_step()
         self._optimizer.zero_grad(set_to_none=True)
-        with self._precision():
+        with self._precision.products():
             loss = nn.functional.cross_entropy(self._called(vectors), labels)
-        self._scaler.scale(loss).backward()
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+        self._precision.descend(loss, self._optimizer)
         self._losses += loss.detach().double()
         self._counted += 1
         self.iteration += 1
 
     def point(self, measured: tuple[float, float] | None) -> CurvePoint:
         """Close the curve's last stretch; a plateau may lower the rate."""
-        total = _over_workers(self._losses.clone())
+        total = over_workers(self._losses.clone())
         loss = float(total) / max(1, self._counted)
         if not math.isfinite(loss) or (measured is not None and not math.isfinite(measured[0])):
             raise Diverged(
@@ -356,34 +328,22 @@ class _Run:
         return found
 
     def saved(self) -> Saved:
-        tensors = {f"head.{name}": values for name, values in self._head.state_dict().items()}
-        for name, parameter in self._head.named_parameters():
-            momentum = self._optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{name}"] = momentum
         progress = {
             "curve": [asdict(point) for point in self.trained.curve],
             "steps": [asdict(step) for step in self.trained.steps],
             "losses": float(self._losses),
             "counted": self._counted,
             "rate": self._rate(),
-            "scaler": self._scaler.state_dict(),
+            "scaler": self._precision.scaler.state_dict(),
         }
         if self._plateau is not None:
-            plateau = self._plateau.state_dict()
-            progress["plateau"] = {key: plateau[key] for key in ("best", "num_bad_epochs", "last_epoch")}
-        return Saved(self.iteration, {n: v.detach().cpu().contiguous() for n, v in tensors.items()}, progress)
+            progress["plateau"] = plateau_state(self._plateau)
+        return Saved(self.iteration, state_of(self._head, self._optimizer, "head"), progress)
 
     def restore(self, saved: Saved) -> None:
         """Go on where ``saved`` was taken."""
-        progress, prefix = saved.progress, "head."
-        self._head.load_state_dict(
-            {n.removeprefix(prefix): v for n, v in saved.tensors.items() if n.startswith(prefix)}
-        )
-        for name, parameter in self._head.named_parameters():
-            momentum = saved.tensors.get(f"momentum.{name}")
-            if momentum is not None:
-                self._optimizer.state[parameter]["momentum_buffer"] = momentum.to(self.device, copy=True)
+        progress = saved.progress
+        restore_state(self._head, self._optimizer, "head", saved.tensors)
         self.iteration = saved.iteration
         self.trained.curve = [CurvePoint(**point) for point in progress["curve"]]
         self.trained.steps = [Step(**step) for step in progress["steps"]]
@@ -391,7 +351,7 @@ class _Run:
         self._counted = progress["counted"]
         self._set_rate(progress["rate"])
         if progress["scaler"]:  # none of a training that was begun on another device
-            self._scaler.load_state_dict(progress["scaler"])
+            self._precision.scaler.load_state_dict(progress["scaler"])
         if self._plateau is not None:
             self._plateau.load_state_dict({**self._plateau.state_dict(), **progress["plateau"]})
 
@@ -409,22 +369,7 @@ class _Run:
         else:
             steps.append(Step(rate, 1))
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cuda", dtype=self._type) if self.device.type == "cuda" else nullcontext()
-
-
-def _over_workers(values: torch.Tensor, mean: bool = True) -> torch.Tensor:
-    """Mean or sum over all workers, so that each decides the same."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(values)
-        return values / torch.distributed.get_world_size() if mean else values
-    return values
-
 
 def _on(vectors: NDArray[np.float16], device: torch.device) -> torch.Tensor:
     """Float16 vectors as float32 on a device; they travel as float16."""
     return torch.from_numpy(np.array(vectors)).to(device).float()
-
-
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -7,19 +7,18 @@ A vector passes ``fc8(relu(fc7(relu(fc6(vector)))))``, with dropout before fc7 a
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.classifier import Classifier, State, level_columns, over_array, to_bin_major
 from pipeline.pyramid import bin_count
 
 Layer = Literal["fc6", "fc7", "fc8"]
-State = Mapping[str, torch.Tensor]
 
 SIZES = (4096, 4096)
 """Outputs of fc6 and fc7 in the paper (2.3, 4.2) and in AlexNet."""
@@ -92,46 +91,49 @@ def new_head(dim: int, sizes: Sequence[int], outputs: int, *, dropout: float = 0
 
 
 def pretrained_head(
-    classifier: State,
+    classifier: Classifier,
     channels: int,
     levels: Sequence[int],
     *,
-    side: int = 6,
     outputs: int | None = None,
     dropout: float = 0.5,
     seed: int = 0,
 ) -> Head:
-    """A head whose fc6 and fc7 were trained on ``side`` x ``side`` maxima of the whole map, channel-major (AlexNet).
+    """A head whose fc6 and fc7 come from a classifier: AlexNet's, or that of a body trained with a pyramid.
 
-    ``classifier`` has the weights and biases of fc6, fc7, fc8, named as in ``Head``. fc6 is permuted to bins
-    row-major, channels last, and stands at the level ``side``; those of all other levels are zero. ``outputs``: a new
-    fc8, Gaussian, for so many; None keeps the classifier's.
+    fc6's columns go level by level to where the level stands in the pyramid ``levels``, with bins row-major, channels
+    last; levels that the classifier does not have begin at zero. ``outputs``: a new fc8, Gaussian, for so many; None
+    keeps the classifier's.
 
-    Raises ValueError if the pyramid has no level ``side``, or fc6 is of another size.
+    Raises ValueError if the pyramid lacks a level of the classifier, or fc6 is of another size.
     """
-    if side not in levels:
+    state = classifier.state
+    if not set(classifier.levels) <= set(levels):
         raise ValueError(
-            f"the pretrained fc6 is of {side} x {side} bins; the pyramid {tuple(levels)} has no such level"
+            f"the pretrained fc6 is of the pyramid {classifier.levels}; the pyramid {tuple(levels)} has not all of its "
+            f"levels"
         )
-    given = classifier["fc6.weight"]  # (fc6, channels * side * side), channel-major
-    bins = side * side
+    given = state["fc6.weight"]  # (fc6, channels * bins)
+    bins = bin_count(classifier.levels)
     if given.shape[1] != channels * bins:
         raise ValueError(f"fc6 is for vectors of {given.shape[1]} numbers, not of {channels} channels x {bins} bins")
-    sizes = (len(given), len(classifier["fc7.weight"]))
-    count = len(classifier["fc8.weight"]) if outputs is None else outputs
+    sizes = (len(given), len(state["fc7.weight"]))
+    count = len(state["fc8.weight"]) if outputs is None else outputs
     head = _empty(channels * bin_count(levels), sizes, count, 1.0, dropout)
-    first = channels * sum(n * n for n in levels[: list(levels).index(side)])
+    places = level_columns(levels, channels)
     with torch.no_grad():
         fc6, fc7, fc8 = _first(head.fc6), _first(head.fc7), _first(head.fc8)
         fc6.weight.zero_()
-        permuted = given.view(-1, channels, bins).transpose(1, 2).reshape(len(given), -1)
-        fc6.weight[:, first : first + channels * bins] = permuted
-        fc6.bias.copy_(classifier["fc6.bias"])
-        fc7.weight.copy_(classifier["fc7.weight"])
-        fc7.bias.copy_(classifier["fc7.bias"])
+        for n, columns in level_columns(classifier.levels, channels).items():
+            of_level = given[:, columns]
+            bin_major = of_level if classifier.order == "bin-major" else to_bin_major(of_level, channels)
+            fc6.weight[:, places[n]] = bin_major
+        fc6.bias.copy_(state["fc6.bias"])
+        fc7.weight.copy_(state["fc7.weight"])
+        fc7.bias.copy_(state["fc7.bias"])
         if outputs is None:
-            fc8.weight.copy_(classifier["fc8.weight"])
-            fc8.bias.copy_(classifier["fc8.bias"])
+            fc8.weight.copy_(state["fc8.weight"])
+            fc8.bias.copy_(state["fc8.bias"])
         else:
             _fresh_fc8(head, torch.Generator().manual_seed(seed))
     return head
@@ -232,13 +234,6 @@ def _layer_of(state: State, name: str) -> nn.Module:
         rows, columns = state[f"{part}.weight"].shape
         layers.append(nn.Linear(columns, rows, bias=f"{part}.bias" in state, device="meta"))
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
-
-
-def over_array(values: NDArray[Any]) -> torch.Tensor:
-    """A tensor over an array's memory. That may be read-only: nobody may write to the tensor."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(values)
 
 
 def _embedder(arrays: Mapping[str, NDArray[np.float32]], layer: Layer, device: str) -> Embedder:

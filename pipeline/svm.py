@@ -15,6 +15,7 @@ does on the vectors) touches N numbers instead of ``dim``, and needs a sixth of 
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -111,6 +112,46 @@ class GramSolver:
 
     def bytes_needed(self, rows: int, dim: int) -> int:
         return 4 * rows * (dim + 1 + rows)  # the features and the Gram matrix
+
+
+def solve_products(
+    gram: NDArray[np.float32],
+    positive: NDArray[np.bool_],
+    problem: SvmProblem,
+    *,
+    tolerance: float = 1e-4,
+    max_iterations: int = 10_000,
+    seed: int = 0,
+    threads: int = 1,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The SVMs of K classes that share their N examples, from the products of these alone.
+
+    Parameters
+    ----------
+    gram : float32 (N, N), C-contiguous, the products of the (scaled) examples without the bias's.
+    positive : (N, K).
+    threads : classes that are solved at once.
+
+    Returns
+    -------
+    Coefficients float64 (N, K), with which the score of an image x is ``coefficients.T @ (products of x with the
+    examples + bias^2)``; and the sweeps of each class, ``max_iterations`` for one that did not converge.
+
+    Raises ValueError unless each class has examples of both kinds.
+    """
+    for column in positive.T:
+        _check_kinds(column)
+    biased = gram + np.float32(problem.bias**2)
+
+    def solve(column: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
+        signs = np.where(column, 1.0, -1.0)
+        most = np.where(column, problem.C * problem.positive_weight, problem.C)
+        alphas, sweeps = _descend(biased, signs, most, tolerance, max_iterations, seed)
+        return alphas * signs, sweeps
+
+    with ThreadPoolExecutor(threads) as workers:
+        solved = list(workers.map(solve, positive.T))
+    return np.stack([coefficients for coefficients, _ in solved], axis=1), np.array([sweeps for _, sweeps in solved])
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,17 @@ _STAGE = {
     "training_windows": "finetune",
     "head": "finetune",
     "training_curve": "finetune",
+    "network": "pretrain",
+    "pretraining_curve": "pretrain",
     "embeddings": "embed",
     "truth_embeddings": "embed",
     "svms": "train-svm",
     "regressors": "train-bbox",
     "detections": "detect",
     "metrics": "evaluate",
+    "image_features": "classify",
+    "image_scores": "classify",
+    "classification": "classify",
 }
 """The verb that makes a dataset; of all others: extract."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

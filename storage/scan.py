@@ -7,7 +7,7 @@ pyarrow's own scanner reads ahead by tens of row groups; ``scan`` holds one, so 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -77,13 +77,24 @@ def scan_manifest(
 
 
 def scan_file(
-    root: Root, key: str, columns: Sequence[str] | None = None, image_ids: Sequence[str] | None = None
+    root: Root,
+    key: str,
+    columns: Sequence[str] | None = None,
+    image_ids: Sequence[str] | None = None,
+    where: Mapping[str, str] | None = None,
 ) -> Iterator[pa.Table]:
-    """The row groups of one file, those of ``image_ids`` (sorted) if given."""
+    """The row groups of one file, those of ``image_ids`` (sorted) if given.
+
+    ``where``: column to text, of datasets whose row groups hold one value of that column each: only groups with it.
+    """
     with root.arrow_fs().open_input_file(root.path(key)) as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
         check_version((parquet.metadata.metadata or {}).get(VERSION_KEY.encode(), b"?").decode(), key)
         names = None if columns is None else list(columns)
         for group in range(parquet.num_row_groups):
+            if any(
+                _group_range(parquet.metadata, group, name) != (value, value) for name, value in (where or {}).items()
+            ):
+                continue
             first, last = _group_range(parquet.metadata, group)
             if image_ids is not None and not _any_between(image_ids, first, last):
                 continue
@@ -108,9 +119,11 @@ def _read(parquet: pq.ParquetFile, group: int, columns: list[str] | None) -> pa.
     return parquet.read_row_group(group, columns=columns, use_threads=False)
 
 
-def _group_range(metadata: pq.FileMetaData, group: int) -> tuple[str, str]:
-    """First and last image id of a row group, from its statistics; the same but in images and objects."""
-    statistics = metadata.row_group(group).column(0).statistics
+def _group_range(metadata: pq.FileMetaData, group: int, column: str | None = None) -> tuple[str, str]:
+    """First and last value of a column in a row group, from its statistics; by default of the image id, the first
+    column, where they are the same but in images and objects."""
+    place = 0 if column is None else metadata.schema.names.index(column)
+    statistics = metadata.row_group(group).column(place).statistics
     return statistics.min, statistics.max
 
 

@@ -26,16 +26,30 @@ WEIGHT_COLUMN = "weight"
 BULK_COLUMNS = (VECTOR_COLUMN, MAP_COLUMN, WEIGHT_COLUMN)
 """Long lists of numbers, nearly all of a file's bytes: no dictionary, no statistics."""
 
-ONE_GROUP = ("images", "objects", "training_curve", "svms", "regressors", "detections", "metrics")
+ONE_GROUP = (
+    "images",
+    "objects",
+    "training_curve",
+    "pretraining_curve",
+    "svms",
+    "regressors",
+    "detections",
+    "metrics",
+    "image_scores",
+    "classification",
+)
 """Datasets of small rows: a shard is one row group. In all others no row group holds rows of two images."""
 
 _UNITS = {
     "head": "name",
     "checkpoints": "name",
     "training_curve": "phase",
+    "network": "name",
+    "pretraining_curve": "phase",
     "svms": "class_name",
     "regressors": "class_name",
     "metrics": "class_name",
+    "classification": "class_name",
 }
 """Datasets whose rows, and what their commits count, are not of images: the column that says what they are of."""
 
@@ -134,6 +148,17 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "held_out_loss": pa.float64(),
         "held_out_accuracy": pa.float64(),
     },
+    "network": _TENSOR_ROW,
+    "pretraining_curve": {
+        "phase": pa.string(),
+        "epoch": pa.int32(),
+        "size": pa.int32(),
+        "learning_rate": pa.float64(),
+        "loss": pa.float64(),
+        "held_out_loss": pa.float64(),
+        "top1": pa.float64(),
+        "top5": pa.float64(),
+    },
     "embeddings": _WINDOW_ROW,
     "truth_embeddings": _TRUTH_ROW,
     "svms": {
@@ -160,6 +185,35 @@ _COLUMNS: dict[str, dict[str, pa.DataType]] = {
         "whitening": _list(pa.float64(), 16),
     },
     "detections": {"image_id": pa.string(), "class_name": pa.string(), "score": pa.float32(), "box": BOX},
+    "image_features": {
+        "image_id": pa.string(),
+        "view": pa.string(),
+        "layer": pa.string(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "channels": pa.int32(),
+        VECTOR_COLUMN: pa.list_(pa.field("element", pa.float16(), nullable=False)),
+    },
+    "image_scores": {
+        "image_id": pa.string(),
+        "view": pa.string(),
+        "layer": pa.string(),
+        "split": pa.int32(),
+        "class_name": pa.string(),
+        "score": pa.float32(),
+    },
+    "classification": {
+        "class_name": pa.string(),
+        "view": pa.string(),
+        "layer": pa.string(),
+        "split": pa.int32(),
+        "tested_on": pa.string(),
+        "images": pa.int32(),
+        "positives": pa.int32(),
+        "accuracy": pa.float64(),
+        "ap_11": pa.float64(),
+        "ap_area": pa.float64(),
+    },
     "metrics": {
         "class_name": pa.string(),
         "ap_11": pa.float64(),
@@ -179,11 +233,18 @@ _NULLABLE = {
     ("training_windows", "class_name"),
     ("training_curve", "held_out_loss"),
     ("training_curve", "held_out_accuracy"),
+    ("pretraining_curve", "size"),
+    ("pretraining_curve", "held_out_loss"),
+    ("pretraining_curve", "top1"),
+    ("pretraining_curve", "top5"),
+    ("classification", "accuracy"),
+    ("classification", "ap_11"),
+    ("classification", "ap_area"),
     ("metrics", "ap_11"),
     ("metrics", "ap_area"),
 }
 """Not every search has strategies and levels; the background is of no class; not every training holds windows out;
-without an object of the class there is no average precision."""
+without an object of the class there is no average precision; a protocol measures accuracy or average precision."""
 
 _WEIGHTS = {"svms": 1, "regressors": 4}
 """Vectors of weights in a row of these datasets."""

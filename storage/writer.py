@@ -71,8 +71,11 @@ class ShardWriter:
         )
         return self
 
-    def write_image(self, image_id: str, columns: pa.Table | None) -> None:
-        """All rows of one image, in their final order; None for an image without rows."""
+    def write_image(self, image_id: str, columns: pa.Table | None, group_rows: int | None = None) -> None:
+        """All rows of one image, in their final order; None for an image without rows.
+
+        ``group_rows``: so many rows to a row group, where readers want some of an image's rows only.
+        """
         if self.images and image_id <= next(reversed(self.images)):
             raise ValueError(f"image {image_id!r} comes after {next(reversed(self.images))!r}; images must be sorted")
         rows = 0 if columns is None else len(columns)
@@ -81,6 +84,7 @@ class ShardWriter:
             return
         table = columns.cast(self._schema) if columns.schema != self._schema else columns
         per_group = max(1, rows * ROW_GROUP_BYTES // max(1, table.nbytes))
+        per_group = min(per_group, group_rows or per_group)
         for start in range(0, rows, per_group):
             self._parquet.write_table(table.slice(start, per_group), row_group_size=per_group)
             self._groups += 1

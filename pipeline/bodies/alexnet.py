@@ -56,4 +56,6 @@ ALEXNET = BodySpec(
     build=AlexNetBody,
     published=_published,
     classifier=("classifier.1", "classifier.4", "classifier.6"),
+    taps={"conv4": "features.9"},
+    tap_channels={"conv4": 256},
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -39,6 +40,11 @@ class BodySpec:
     weights random; ``published`` returns the state of the weights that stand behind ``weights: default``, or raises
     WeightsError. ``fuse`` readies a loaded network for inference. ``input_size``: the sides, in pixels, of what a whole
     classifier takes; only ``pipeline.warping`` asks for it, since a body takes every size.
+
+    ``classifier``: the names of the fully connected layers in a state dict of the whole network: fc6, fc7, fc8 in one
+    of ours; others are taken for torchvision's, on 6 x 6 bins. ``last`` is the name of the map itself. ``taps``: layers
+    before it, by name, each with the path of the submodule that puts it out (after its activation), which must survive
+    ``fuse``; ``tap_channels`` are theirs.
     """
 
     name: str
@@ -54,11 +60,27 @@ class BodySpec:
     fuse: Callable[[nn.Module], nn.Module] = lambda network: network
     classifier: tuple[str, str, str] | None = None
     input_size: int = 224
+    taps: Mapping[str, str] = field(default_factory=dict, hash=False)
+    tap_channels: Mapping[str, int] = field(default_factory=dict, hash=False)
+    last: str = "conv5"
 
     @cached_property
     def geometry(self) -> Geometry:
         """Stride, centre and size of the receptive fields of the map's cells."""
         return geometry(self.layers)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """What ``Body.layers_of`` can be asked for: the taps and the map."""
+        return (*self.taps, self.last)
+
+    def channels_of(self, layer: str) -> int:
+        """Channels of a layer of ``layer_names``. Raises UnsuitableBodyError for another."""
+        if layer not in self.layer_names:
+            raise UnsuitableBodyError(
+                f"body {self.name!r} offers no layer {layer!r}; it offers {', '.join(self.layer_names)}"
+            )
+        return self.channels if layer == self.last else self.tap_channels[layer]
 
     @cached_property
     def smallest_input(self) -> int:
@@ -119,15 +141,7 @@ class Body:
         """
         height, width = resized.shape[-3:-1]
         pixels = torch.from_numpy(np.ascontiguousarray(resized)).to(self.device).view(-1, height, width, 3)
-        if self.spec.colour_order == "BGR":
-            pixels = pixels.flip(3)
-        batch = pixels.permute(0, 3, 1, 2).float()  # (B, 3, H, W), channels last
-        batch = batch.sub_(self._mean).div_(self._std)
-        bottom = self.spec.padded_length(height) - height
-        right = self.spec.padded_length(width) - width
-        if bottom or right:
-            batch = nn.functional.pad(batch, (0, right, 0, bottom))
-        return batch.contiguous(memory_format=torch.channels_last)
+        return network_input(self.spec, pixels, self._mean, self._std)
 
     @torch.inference_mode()
     def conv_map_of(self, batch: torch.Tensor) -> torch.Tensor:
@@ -138,6 +152,59 @@ class Body:
     def conv_maps_of(self, batch: torch.Tensor) -> torch.Tensor:
         """The whole maps of preprocessed images, (B, 3, h, w): float32 (B, channels, height, width)."""
         return self._network(batch)
+
+    @torch.inference_mode()
+    def layers_of(self, batch: torch.Tensor, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Whole maps of several layers of preprocessed images, (B, 3, h, w), in one pass.
+
+        ``names``: some of ``spec.layer_names``. Each layer is float32 (B, channels, height, width).
+
+        Raises UnsuitableBodyError for a layer that the body does not offer.
+        """
+        found: dict[str, torch.Tensor] = {}
+        wanted = list(names)
+        for name in wanted:
+            self.spec.channels_of(name)
+        with ExitStack() as hooks:
+            for name in wanted:
+                if name != self.spec.last:
+                    module = self._network.get_submodule(self.spec.taps[name])
+                    hooks.callback(module.register_forward_hook(_keeping(name, found)).remove)
+            conv_map = self._network(batch)
+        if self.spec.last in wanted:
+            found[self.spec.last] = conv_map
+        return {name: found[name] for name in wanted}
+
+
+def _keeping(name: str, found: dict[str, torch.Tensor]) -> Callable[[nn.Module, object, torch.Tensor], None]:
+    """A forward hook that puts what its module gives into ``found``."""
+
+    def keep(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        found[name] = output
+
+    return keep
+
+
+def network_input(
+    spec: BodySpec, pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, shift: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Uint8 RGB (B, H, W, 3) as the input of the body's network: float32 (B, 3, h, w), channels last in memory.
+
+    ``mean`` and ``std`` are those of ``spec``, (1, 3, 1, 1), where ``pixels`` are. ``shift``: float32 (B, 3), RGB, is
+    added to every pixel of an image first. Zeros are padded right and below as ``spec`` says.
+    """
+    height, width = pixels.shape[1:3]
+    if spec.colour_order == "BGR":
+        pixels, shift = pixels.flip(3), None if shift is None else shift.flip(1)
+    batch = pixels.permute(0, 3, 1, 2).float()  # (B, 3, H, W)
+    if shift is not None:
+        batch = batch.add_(shift[:, :, None, None])
+    batch = batch.sub_(mean).div_(std)
+    bottom = spec.padded_length(height) - height
+    right = spec.padded_length(width) - width
+    if bottom or right:
+        batch = nn.functional.pad(batch, (0, right, 0, bottom))
+    return batch.contiguous(memory_format=torch.channels_last)
 
 
 def fold_norm(module: nn.Module, conv: str, norm: str) -> None:

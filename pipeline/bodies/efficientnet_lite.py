@@ -49,6 +49,10 @@ LITE1 = _Variant(1, 1.0, 1.1, "efficientnet-lite1-77cc7160.pth")
 LITE2 = _Variant(2, 1.1, 1.2, "efficientnet-lite2-9656183e.pth")
 
 
+_LAST_STRIDED = 5
+"""The stage, counted from 0, whose stride becomes dilation."""
+
+
 class _Block(NamedTuple):
     kernel: int
     stride: int
@@ -57,17 +61,31 @@ class _Block(NamedTuple):
     channels: int
 
 
+_STAGES = (  # repeats, kernel, stride, expansion, channels
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+
+
+def _repeats(variant: _Variant, stage: int) -> int:
+    """Blocks of a stage; the first and the last are as deep in all variants."""
+    repeats = _STAGES[stage][0]
+    return repeats if stage in (0, len(_STAGES) - 1) else variant.repeats(repeats)
+
+
 def _blocks(variant: _Variant, dilated: bool) -> tuple[_Block, ...]:
     """The blocks (16 of Lite0, 21 of the others); ``dilated`` trades the last stride for dilation."""
-    stages = [(1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112)]
-    stages += [(4, 5, 2, 6, 192), (1, 3, 1, 6, 320)]
-    blocks, dilation, last_strided = [], 1, 5
-    for number, (repeats, kernel, stride, expansion, channels) in enumerate(stages):
+    blocks, dilation = [], 1
+    for number, (_, kernel, stride, expansion, channels) in enumerate(_STAGES):
         whole = variant.channels(channels)
-        ends = number in (0, len(stages) - 1)
-        for repeat in range(repeats if ends else variant.repeats(repeats)):
+        for repeat in range(_repeats(variant, number)):
             step = stride if repeat == 0 else 1
-            if dilated and number == last_strided and repeat == 0:
+            if dilated and number == _LAST_STRIDED and repeat == 0:
                 blocks.append(_Block(kernel, 1, 1, expansion, whole))
                 dilation = 2
                 continue
@@ -176,6 +194,7 @@ def _published(variant: _Variant) -> State:
 
 def _spec(variant: _Variant) -> BodySpec:
     blocks = _blocks(variant, dilated=True)
+    c4 = sum(_repeats(variant, stage) for stage in range(_LAST_STRIDED)) - 1  # the last block before the dilated stage
     return BodySpec(
         name=f"efficientnet_lite{variant.number}",
         layers=(_layer(3, 2, 1), *(_layer(b.kernel, b.stride, b.dilation) for b in blocks)),
@@ -186,6 +205,9 @@ def _spec(variant: _Variant) -> BodySpec:
         published=functools.partial(_published, variant),
         pad_to=16,
         fuse=_fuse,
+        taps={"c4": f"_blocks.{c4}"},
+        tap_channels={"c4": blocks[c4].channels},
+        last="c5",
     )
 
 

@@ -58,4 +58,5 @@ RESNET50 = BodySpec(
     build=ResNet50Body,
     published=_published,
     fuse=_fuse,
+    last="c4",
 )

@@ -36,4 +36,5 @@ SQUEEZENET1_1 = BodySpec(
     std=IMAGENET_STD,
     build=SqueezeNetBody,
     published=_published,
+    last="fire9",
 )

@@ -61,6 +61,7 @@ def timm_spec(name: str) -> BodySpec:
         published=partial(_published, name, model.pretrained_cfg),
         pad_to=pad_to,
         least=least,
+        last="map",
     )
 
 

@@ -45,4 +45,6 @@ VGG16 = BodySpec(
     std=IMAGENET_STD,
     build=VGG16Body,
     published=_published,
+    taps={"conv4": "features.22"},  # conv4_3 after its ReLU, before the pooling: at stride 8
+    tap_channels={"conv4": 512},
 )

@@ -5,11 +5,14 @@ Its paddings are the released ones, not the floor(kernel / 2) of the paper's app
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
-from pipeline.bodies.body import BodySpec, State
-from pipeline.bodies.weights import WeightsError
+from pipeline.bodies.body import BodySpec
+from pipeline.bodies.caffe_layers import RELEASED_MEAN, RELEASED_STD, WithinChannelNorm, initialised
+from pipeline.bodies.weights import FC_LAYERS, unpublished
 from pipeline.receptive_field import Layer
 
 ZF5_LAYERS = (
@@ -24,66 +27,39 @@ ZF5_LAYERS = (
 """Without the two normalisations: their 3x3 windows are centred, so they move no centre."""
 
 
-class WithinChannelNorm(nn.Module):
-    """Caffe's local response normalisation WITHIN_CHANNEL: x * (1 + alpha * mean of x^2 over size x size)^-beta.
-
-    The mean is over the window of the same channel; beyond the edge stand zeros, and the divisor is always size^2
-    (BVLC/caffe lrn_layer.cpp, LayerSetUp). ``torch.nn.LocalResponseNorm`` is another thing: it goes across channels.
-    """
-
-    def __init__(self, size: int = 3, alpha: float = 5e-5, beta: float = 0.75) -> None:
-        super().__init__()
-        self.size, self.alpha, self.beta = size, alpha, beta
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        energy = nn.functional.avg_pool2d(x * x, self.size, 1, self.size // 2, count_include_pad=True)
-        return x * (1 + self.alpha * energy).pow(-self.beta)
-
-
 class ZF5Body(nn.Module):
     """(B, 3, H, W) to (B, 256, h, w); sizes in the comments are those of 224 x 224."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = _initialised(nn.Conv2d(3, 96, 7, stride=2, padding=1), bias=0)
-        self.conv2 = _initialised(nn.Conv2d(96, 256, 5, stride=2), bias=1)
-        self.conv3 = _initialised(nn.Conv2d(256, 384, 3, padding=1), bias=0)
-        self.conv4 = _initialised(nn.Conv2d(384, 384, 3, padding=1), bias=1)
-        self.conv5 = _initialised(nn.Conv2d(384, 256, 3, padding=1), bias=1)
+        self.conv1 = initialised(nn.Conv2d(3, 96, 7, stride=2, padding=1), bias=0)
+        self.conv2 = initialised(nn.Conv2d(96, 256, 5, stride=2), bias=1)
+        self.conv3 = initialised(nn.Conv2d(256, 384, 3, padding=1), bias=0)
+        self.conv4 = initialised(nn.Conv2d(384, 384, 3, padding=1), bias=1)
+        self.conv5 = initialised(nn.Conv2d(384, 256, 3, padding=1), bias=1)
         self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)
         self.norm = WithinChannelNorm()
-        self.relu = nn.ReLU()
+        # one each, so that a layer's output can be had by the name of its ReLU
+        self.relu1, self.relu2, self.relu3, self.relu4, self.relu5 = (nn.ReLU() for _ in range(5))
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        x = self.pool(self.norm(self.relu(self.conv1(batch))))  # (B, 96, 55, 55)
-        x = self.pool(self.norm(self.relu(self.conv2(x))))  # (B, 256, 13, 13)
-        x = self.relu(self.conv3(x))  # (B, 384, 13, 13)
-        x = self.relu(self.conv4(x))
-        return self.relu(self.conv5(x))  # (B, 256, 13, 13)
-
-
-def _initialised(conv: nn.Conv2d, bias: float) -> nn.Conv2d:
-    """As the release's weight_filler and bias_filler do."""
-    assert conv.bias is not None
-    nn.init.normal_(conv.weight, std=0.01)
-    nn.init.constant_(conv.bias, bias)
-    return conv
-
-
-def _published() -> State:
-    raise WeightsError(
-        "zf5 has no published weights; use weights: PATH of a state dict of your own, weights: random, or the body "
-        "alexnet, whose map is alike"
-    )
+        x = self.pool(self.norm(self.relu1(self.conv1(batch))))  # (B, 96, 55, 55)
+        x = self.pool(self.norm(self.relu2(self.conv2(x))))  # (B, 256, 13, 13)
+        x = self.relu3(self.conv3(x))  # (B, 384, 13, 13)
+        x = self.relu4(self.conv4(x))
+        return self.relu5(self.conv5(x))  # (B, 256, 13, 13)
 
 
 ZF5 = BodySpec(
     name="zf5",
     layers=ZF5_LAYERS,
     channels=256,
-    colour_order="BGR",  # caffe_anysize_test.m:10-17, which subtracts 128 from every value
-    mean=(128.0, 128.0, 128.0),
-    std=(1.0, 1.0, 1.0),
+    colour_order="BGR",
+    mean=RELEASED_MEAN,
+    std=RELEASED_STD,
     build=ZF5Body,
-    published=_published,
+    published=functools.partial(unpublished, "zf5"),
+    classifier=FC_LAYERS,
+    taps={"conv4": "relu4"},
+    tap_channels={"conv4": 384},
 )

@@ -71,12 +71,11 @@ def server(request) -> Iterator[JobServer]:
         yield made
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    small_data_set(tmp_path / "data", train=9, test=5)
-    path = tmp_path / "small.yaml"
+def config_of(folder: Path) -> Path:
+    small_data_set(folder / "data", train=9, test=5)
+    path = folder / "small.yaml"
     sections = {
-        "dataset": {"path": str(tmp_path / "data")},
+        "dataset": {"path": str(folder / "data")},
         "proposals": {"max_per_image": 60, "min_side": 10},
         "features": {"body": "alexnet", "weights": "random", "scales": [96, 160]},
         "execution": {"progress_seconds": 1},
@@ -85,24 +84,36 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return config_of(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(server, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of a config and a root, and the job that made it."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, server.submit(*spp(config_of(folder), folder / "root", "--run", "first"))
+
+
 def spp(config: Path, root: Path, *more: str) -> list[str]:
     """The entry point of a job."""
     return ["python", "-m", "jobs", "run", "--config", str(config), "--root", str(root), *more]
 
 
-def test_a_submitted_run_shows_progress_and_leaves_its_record_beside_the_data(server, config, tmp_path):
-    root = tmp_path / "root"
-    done = server.submit(*spp(config, root))
+def test_a_submitted_run_shows_progress_and_leaves_its_record_beside_the_data(server, finished):
+    folder, done = finished
+    root = folder / "root"
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"proposals \d+/14.*images/s", done.stdout)
     assert "AP (11-point)" in done.stdout
-    record = storage.read_run(storage.open_root(str(root)), "small")
+    record = storage.read_run(storage.open_root(str(root)), "first")
     assert (record.status, record.exit_code) == ("done", 0)
     assert record.argv[1:2] == ["run"]
 
     before = commits(root, "features")
     start = time.monotonic()
-    again = server.submit(*spp(config, root))
+    again = server.submit(*spp(folder / "small.yaml", root, "--run", "first"))
     assert again.returncode == 0, again.stdout
     assert server.driver_exit_code(again.stdout) == 0
     assert commits(root, "features") == before
@@ -163,9 +174,8 @@ def test_a_driver_without_the_token_is_told_in_one_line_what_to_set(server, conf
     assert record.exit_code == 1
 
 
-def test_the_runs_metrics_stand_beside_rays_own(server, config, tmp_path):
-    done = server.submit(*spp(config, tmp_path / "root", "--until", "extract", "--run", "measured"))
-    assert done.returncode == 0, done.stdout
+def test_the_runs_metrics_stand_beside_rays_own(server, finished):
+    assert finished[1].returncode == 0
     text = ""
     wanted = [f"ray_spp_{name}_total" for name in ("images", "windows", "bytes_written", "phase_seconds")]
 
@@ -175,7 +185,7 @@ def test_the_runs_metrics_stand_beside_rays_own(server, config, tmp_path):
         return all(name in text for name in wanted)
 
     wait_until(exported, 60)
-    lines = [line for line in text.splitlines() if line.startswith("ray_spp_images_total") and 'run="measured"' in line]
+    lines = [line for line in text.splitlines() if line.startswith("ray_spp_images_total") and 'run="first"' in line]
     counts = {re.search(r'dataset="(\w+)"', line)[1]: float(line.rsplit(" ", 1)[1]) for line in lines}  # type: ignore[index]
     assert counts == {"proposals": 14, "features": 14, "truth_features": 9}
 

@@ -238,7 +238,7 @@ def test_gc_and_forget_work_without_folders_or_renames(store, config, finished):
 
 def test_credentials_stand_in_no_log_plan_record_or_file(store, config, finished):
     """They come by the usual variables, and go nowhere."""
-    refused = {"AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    refused = {"AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}
     texts = [
         (config.parent / "log").read_text(),
         store.spp("plan", "--config", str(config), "--root", finished, "--json").stdout,

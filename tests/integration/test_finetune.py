@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 
 import storage
-from pipeline.bodies import Body, body_spec, load_state
+from pipeline.bodies import Body, body_spec, load_classifier, load_state, save_network
 from pipeline.boxes import iou
 from pipeline.extraction import RegionExtractor
-from pipeline.head import Embedder, head_of, over_array
+from pipeline.head import Embedder, head_of, over_array, pretrained_head
 from pipeline.images import decode_image
 from storage.columns import boxes_of, vectors_of
 from storage.tensors import read_tensors
@@ -188,6 +189,35 @@ def test_a_layer_that_is_not_there_is_refused(tuned, capsys):
     ):
         words = [word for change in changes for word in ("--set", change)]
         assert tuned.spp("run", "--run", "refused", *words) in (1, 2)
+        assert says in capsys.readouterr().err
+
+
+def test_a_network_of_our_own_brings_its_fc6_and_fc7(tuned, tmp_path, capsys):
+    spec, path = body_spec("zf5"), tmp_path / "zf5.safetensors"
+    state = load_state(spec, "random")
+    for layer, shape in (("fc6", (48, 256 * 10)), ("fc7", (32, 48)), ("fc8", (5, 32))):
+        state |= {f"{layer}.weight": 0.01 * torch.randn(shape), f"{layer}.bias": torch.zeros(shape[0])}
+    save_network(path, spec, state, levels=(3, 1), class_names=list("abcde"))
+    body = ("features.body=zf5", f"features.weights={path}")
+    trained = load_classifier(spec, str(path))
+    assert trained is not None
+    expected = pretrained_head(trained, 256, (6, 3, 2, 1), outputs=3).state_dict()
+    for name, changes in {
+        "own": ("svm.layer=fc7",),
+        "own-tuned": ("svm.layer=ftfc7", "finetune.schedule=[[1.0e-9,2]]"),
+    }.items():
+        words = [word for change in (*body, *changes) for word in ("--set", change)]
+        assert tuned.spp("run", "--run", name, "--until", "finetune", *words) == 0, name
+        found = tensors(tuned, name)
+        for entry in ("fc6.weight", "fc6.bias", "fc7.weight", "fc7.bias"):
+            np.testing.assert_allclose(found[entry], expected[entry].numpy(), atol=1e-6)
+    for changes, says in (
+        (("svm.layer=fc7", "head.sizes=[48,30]"), "use head.sizes: [48, 32], or head.initial: he"),
+        (("features.body=convnet5",), "is of the body 'zf5', not 'convnet5'"),
+    ):
+        capsys.readouterr()
+        words = [word for change in (*body, *changes) for word in ("--set", change)]
+        assert tuned.spp("run", "--run", "refused", "--until", "finetune", *words) == 2
         assert says in capsys.readouterr().err
 
 

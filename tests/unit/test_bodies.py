@@ -2,6 +2,7 @@ import dataclasses
 import importlib
 import itertools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_a_body_is_found_by_its_name():
 @pytest.mark.parametrize("name", BODIES)
 def test_the_document_says_what_the_layers_say(name):
     document = (Path(__file__).parents[2] / "docs/bodies.md").read_text()
-    (row,) = (line for line in document.splitlines() if line.startswith(f"| {name} |") and "+ 16p" in line)
+    (row,) = (line for line in document.splitlines() if line.startswith(f"| {name} |") and re.search(r"\+ \d+p", line))
     _, _, centre, size, channels, dim, _ = (cell.strip() for cell in row.strip("|").split("|"))
     field = BODIES[name].geometry
     assert centre == f"{field.centre:g} + {field.stride}p"
@@ -68,6 +69,9 @@ def test_the_document_says_what_the_layers_say(name):
 
 PARAMETERS = {  # weights and biases, of the published definitions up to the map
     "alexnet": (3 * 64 * 121 + 64) + (64 * 192 * 25 + 192) + (192 * 384 + 384 * 256 + 256 * 256) * 9 + 384 + 256 + 256,
+    "convnet5": (3 * 96 * 121 + 96) + (96 * 256 * 25 + 256) + (256 * 384 + 384 * 384 + 384 * 256) * 9 + 384 + 384 + 256,
+    "overfeat5": (3 * 96 * 49 + 96) + (96 * 256 * 25 + 256) + (256 * 512 + 2 * 512 * 512) * 9 + 3 * 512,
+    "overfeat7": (3 * 96 * 49 + 96) + (96 * 256 * 25 + 256) + (256 * 512 + 4 * 512 * 512) * 9 + 5 * 512,
     "zf5": (3 * 96 * 49 + 96) + (96 * 256 * 25 + 256) + (256 * 384 + 384 * 384 + 384 * 256) * 9 + 384 + 384 + 256,
     "vgg16": 14_714_688,
     "squeezenet1_1": 722_496,
@@ -162,6 +166,97 @@ def test_the_image_is_resized_bilinearly_without_antialiasing(name, bodies, monk
             torch.from_numpy(image).permute(2, 0, 1)[None].float(), scaled_size(60, 90, scale), mode="bilinear"
         )
         np.testing.assert_allclose(seen[-1], expected[0].permute(1, 2, 0).numpy(), atol=1)
+
+
+# --- layers before the last ---
+
+
+def rest_of(name, network):
+    """What makes the map of a body's tap, from its modules one by one."""
+    if name == "alexnet":
+        return network.features[10:]
+    if name == "vgg16":
+        return network.features[23:]
+    if name.startswith("efficientnet"):
+        return nn.Sequential(*network._blocks[15 if name != "efficientnet_lite0" else 11 :])
+    number = BODIES[name].last.removeprefix("conv")
+    return nn.Sequential(network.get_submodule(f"conv{number}"), nn.ReLU())
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_several_layers_come_from_one_pass_and_leave_no_hook(name, bodies):
+    body, spec = bodies[name], BODIES[name]
+    batch = torch.cat([body.preprocess(noise(64, 96, seed)) for seed in (0, 1)])
+    passes = []
+    counting = body._network.register_forward_hook(lambda *_: passes.append(1))
+    found = body.layers_of(batch, spec.layer_names)
+    counting.remove()
+    assert len(passes) == 1
+    assert list(found) == [*spec.taps, spec.last]
+    assert all(maps.shape[:2] == (2, spec.channels_of(layer)) for layer, maps in found.items())
+    assert all(maps.dtype == torch.float32 and not maps.requires_grad for maps in found.values())
+    assert torch.equal(found[spec.last], body.conv_maps_of(batch))
+    assert not any(module._forward_hooks for module in body._network.modules())
+
+
+@pytest.mark.parametrize("name", [name for name, spec in BODIES.items() if spec.taps])
+def test_the_map_is_made_of_the_layer_before_it(name):
+    ((tap, _),) = BODIES[name].taps.items()
+    body = Body(BODIES[name], settled(BODIES[name].build()).state_dict())
+    batch = body.preprocess(noise(96, 128))
+    found = body.layers_of(batch, [tap])
+    assert list(found) == [tap]
+    with torch.inference_mode():
+        made = rest_of(name, body._network)(found[tap])
+    expected = body.conv_maps_of(batch)
+    assert (made - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "shape"),
+    [
+        ("zf5", "conv4", (384, 13, 13)),
+        ("convnet5", "conv4", (384, 13, 13)),
+        ("overfeat5", "conv4", (512, 18, 18)),
+        ("overfeat7", "conv6", (512, 18, 18)),
+        ("alexnet", "conv4", (256, 13, 13)),
+        ("vgg16", "conv4", (512, 28, 28)),
+        ("efficientnet_lite0", "c4", (112, 14, 14)),
+        ("efficientnet_lite1", "c4", (112, 14, 14)),
+        ("efficientnet_lite2", "c4", (120, 14, 14)),
+        ("efficientnet_lite0", "c5", (320, 14, 14)),
+        ("overfeat7", "conv7", (512, 18, 18)),
+        ("resnet50", "c4", (1024, 14, 14)),
+    ],
+)
+def test_layers_at_224_pixels(name, layer, shape, bodies):
+    found = bodies[name].layers_of(bodies[name].preprocess(noise(224, 224)), [layer])[layer]
+    assert found.shape == (1, *shape)
+    if layer.startswith("conv"):
+        assert (found >= 0).all(), "after a ReLU"
+
+
+def test_a_layer_that_a_body_does_not_offer_is_refused_with_those_that_it_does(bodies):
+    batch = bodies["zf5"].preprocess(noise(64, 64))
+    with pytest.raises(UnsuitableBodyError, match=r"'zf5' offers no layer 'conv3'; it offers conv4, conv5"):
+        bodies["zf5"].layers_of(batch, ["conv5", "conv3"])
+    with pytest.raises(UnsuitableBodyError, match=r"'resnet50' offers no layer 'map'; it offers c4"):
+        BODIES["resnet50"].channels_of("map")
+
+
+def test_a_pass_that_fails_leaves_no_hook(bodies):
+    with pytest.raises(RuntimeError):
+        bodies["zf5"].layers_of(torch.zeros(1, 4, 64, 64), ["conv4"])
+    assert not any(module._forward_hooks for module in bodies["zf5"]._network.modules())
+
+
+def test_the_document_names_the_layers_and_their_channels():
+    document = (Path(__file__).parents[2] / "docs/bodies.md").read_text().split("## Layers before the last")[1]
+    for name, spec in BODIES.items():
+        (row,) = (line for line in document.split("##")[0].splitlines() if line.startswith(f"| {name} |"))
+        before, last = (cell.strip() for cell in row.strip("|").split("|")[1:])
+        assert last == f"{spec.last} ({spec.channels})"
+        assert before == (", ".join(f"{tap} ({spec.channels_of(tap)})" for tap in spec.taps) or "none")
 
 
 # --- torchvision's ---

@@ -64,7 +64,7 @@ def test_a_mistake_in_the_command(arguments, says, capsys, monkeypatch):
         ("features.bdy=alexnet", "unknown key 'features.bdy'; did you mean 'body'?"),
         (
             "features.body=alexnett",
-            "features.body: did you mean 'alexnet'? the bodies are alexnet, efficientnet_lite0, ",
+            "features.body: did you mean 'alexnet'? the bodies are alexnet, convnet5, efficientnet_lite0, ",
         ),
         ("features.body='timm:'", "zf5 and timm:NAME, not 'timm:'"),
         ("features.body=timm:resnet81", "features.body: timm "),

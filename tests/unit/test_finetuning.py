@@ -12,18 +12,16 @@ import torch
 from pipeline.bodies import Body, body_spec, load_state
 from pipeline.finetuning import (
     PAPER,
-    Diverged,
     MiniBatches,
     Plateau,
     Rules,
-    Saved,
     Step,
-    TrainingError,
     Windows,
     measure,
     train,
 )
 from pipeline.head import head_of, new_head
+from pipeline.training import Diverged, Saved, TrainingError
 
 DIM, SIZES, CLASSES = 24, (12, 10), 3
 

@@ -12,6 +12,7 @@ from torch.nn.functional import adaptive_max_pool2d
 from torchvision.models import alexnet
 
 from pipeline.bodies import Body, body_spec, load_classifier
+from pipeline.classifier import Classifier
 from pipeline.head import Embedder, compressed, head_of, new_head, pretrained_head, truncated
 
 LEVELS = (6, 3, 2, 1)
@@ -29,7 +30,7 @@ def network() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def classifier(network, tmp_path_factory) -> dict[str, torch.Tensor]:
+def classifier(network, tmp_path_factory) -> Classifier:
     """Its fully connected layers, as they come with a file of weights."""
     path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
     torch.save(network.state_dict(), path)
@@ -79,10 +80,78 @@ def test_a_new_fc8_takes_the_place_of_the_thousand_classes(classifier):
     assert head.size("fc8") == 21
     assert head.fc8.weight.detach().std().item() == pytest.approx(0.01, rel=0.05)
     assert not head.fc8.bias.any()
-    assert torch.equal(head.fc7.weight, classifier["fc7.weight"])
+    assert torch.equal(head.fc7.weight, classifier.state["fc7.weight"])
 
 
-@pytest.mark.parametrize(("channels", "levels", "message"), [(256, (3, 2, 1), "no such level"), (128, LEVELS, "9216")])
+def small_classifier(levels, order, channels=8, seed=0) -> Classifier:
+    random = torch.Generator().manual_seed(seed)
+    dim = channels * sum(n * n for n in levels)
+    shapes = {"fc6.weight": (12, dim), "fc6.bias": (12,), "fc7.weight": (9, 12), "fc7.bias": (9,)}
+    shapes |= {"fc8.weight": (5, 9), "fc8.bias": (5,)}
+    state = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    return Classifier(state, tuple(levels), order)
+
+
+def logits_of(classifier: Classifier, conv_map: torch.Tensor) -> torch.Tensor:
+    """A classifier on the vector that it was trained on, made number by number in its own order."""
+    values = []
+    for n in classifier.levels:
+        level = adaptive_max_pool2d(conv_map, n)
+        places = [(y, x) for y in range(n) for x in range(n)]
+        if classifier.order == "bin-major":
+            values += [level[c, y, x] for y, x in places for c in range(len(conv_map))]
+        else:
+            values += [level[c, y, x] for c in range(len(conv_map)) for y, x in places]
+    hidden = torch.stack(values)
+    for layer in ("fc6", "fc7"):
+        hidden = torch.relu(classifier.state[f"{layer}.weight"] @ hidden + classifier.state[f"{layer}.bias"])
+    return classifier.state["fc8.weight"] @ hidden + classifier.state["fc8.bias"]
+
+
+@pytest.mark.parametrize("order", ["bin-major", "channel-major"])
+@pytest.mark.parametrize(
+    ("trained", "levels"),
+    [
+        ((6, 3, 2, 1), (6, 3, 2, 1)),
+        ((6,), (6, 3, 2, 1)),
+        ((3, 1), (6, 3, 2, 1)),
+        ((1, 2, 3, 6), (6, 3, 2, 1)),
+        ((4, 3, 2, 1), (1, 4, 2, 3)),
+    ],
+)
+def test_a_classifier_keeps_its_logits_in_every_pyramid_that_has_its_levels(trained, levels, order):
+    classifier = small_classifier(trained, order)
+    conv_map = torch.rand(8, 13, 11, generator=torch.Generator().manual_seed(1))
+    vector = torch.cat([adaptive_max_pool2d(conv_map, n).permute(1, 2, 0).flatten() for n in levels])
+    head = pretrained_head(classifier, 8, levels).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(head(vector[None])[0], logits_of(classifier, conv_map), atol=1e-4, rtol=1e-5)
+
+
+def test_a_classifier_of_the_same_pyramid_in_our_order_is_taken_as_it_is():
+    classifier = small_classifier(LEVELS, "bin-major")
+    head = pretrained_head(classifier, 8, LEVELS)
+    assert torch.equal(head.fc6.weight, classifier.state["fc6.weight"])
+    assert head.fc6.weight.data_ptr() != classifier.state["fc6.weight"].data_ptr(), "training must not change it"
+
+
+def test_levels_that_the_pyramid_lacks_are_refused_with_both_pyramids():
+    with pytest.raises(ValueError, match=r"pyramid \(4, 3, 2, 1\); the pyramid \(6, 3, 2, 1\) has not all"):
+        pretrained_head(small_classifier((4, 3, 2, 1), "bin-major"), 8, LEVELS)
+
+
+def test_a_classifier_travels_to_another_process(classifier):
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(classifier, protocol=5, buffer_callback=buffers.append)
+    again = pickle.loads(data, buffers=[buffer.raw().toreadonly() for buffer in buffers])  # noqa: S301 (our own bytes)
+    assert len(data) < 5000  # the weights travel beside it, as memory that can be shared
+    assert (again.levels, again.order) == ((6,), "channel-major")
+    assert again.state.keys() == classifier.state.keys()
+    assert all(torch.equal(values, classifier.state[name]) for name, values in again.state.items())
+    pretrained_head(again, 256, LEVELS)
+
+
+@pytest.mark.parametrize(("channels", "levels", "message"), [(256, (3, 2, 1), "has not all"), (128, LEVELS, "9216")])
 def test_a_classifier_that_does_not_fit_is_refused(classifier, channels, levels, message):
     with pytest.raises(ValueError, match=message):
         pretrained_head(classifier, channels, levels)

@@ -255,3 +255,24 @@ def test_one_damaged_byte_and_a_cut_anywhere_give_an_array_or_an_image_error(see
     for place in range(30, len(seed), max(1, len(seed) // 100)):
         assert_array_or_image_error(seed[:place] + bytes([seed[place] ^ 255]) + seed[place + 1 :])
         assert_array_or_image_error(seed[:place])
+
+
+@pytest.mark.parametrize("size", [(511, 700), (512, 700), (1023, 515), (1300, 1024), (3001, 512), (90, 120)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_large_jpeg_is_decoded_smaller_where_that_is_enough(size, mode):
+    height, width = size
+    data = io.BytesIO()
+    PillowImage.linear_gradient("L").resize((width, height)).convert(mode).save(data, "JPEG", quality=95)
+    found, whole = decode_image(data.getvalue(), least=256), decode_image(data.getvalue())
+    assert whole.shape == (height, width, 3)
+    step = max(s for s in (1, 2, 4, 8) if s == 1 or min(size) >= 256 * s)
+    assert found.shape == (-(-height // step), -(-width // step), 3)
+    small = cv2.resize(whole, found.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(found.astype(int) - small).max() <= 6
+
+
+def test_only_a_jpeg_is():
+    image = np.zeros((1024, 1024, 3), np.uint8)
+    data = io.BytesIO()
+    PillowImage.fromarray(image).save(data, "PNG")
+    assert decode_image(data.getvalue(), least=256).shape == image.shape

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.bodies import BODIES
-from pipeline.bodies.zf5 import ZF5_LAYERS, WithinChannelNorm
+from pipeline.bodies.caffe_layers import WithinChannelNorm
+from pipeline.bodies.zf5 import ZF5_LAYERS
 from pipeline.receptive_field import Layer, geometry, map_length, smallest_input
 
 LAYERS = {name: spec.layers for name, spec in BODIES.items()}
@@ -56,8 +57,14 @@ def test_zf5_lengths_on_the_way_are_the_released_nets():
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_the_stride_is_16(name):
-    assert geometry(LAYERS[name]).stride == 16
+def test_the_stride_is_16_and_overfeats_12(name):
+    assert geometry(LAYERS[name]).stride == (12 if name.startswith("overfeat") else 16)
+
+
+@pytest.mark.parametrize(("name", "centre"), [("zf5", 21), ("overfeat5", 15), ("overfeat7", 15)])
+def test_the_centre_of_the_first_cell_is_the_offset0_that_was_released(name, centre):
+    """Counted from 1: SPP.lua:13-22 of the Torch port for ZF-5, subsample_images.m:78 of the release for Overfeat."""
+    assert geometry(LAYERS[name]).centre + 1 == centre
 
 
 @pytest.mark.parametrize(("name", "size"), [("zf5", 139), ("alexnet", 163), ("vgg16", 196)])
@@ -180,7 +187,7 @@ def test_the_gradient_of_a_cell_is_centred_where_the_geometry_says(name, axis, m
         assert cells == tuple(map_length(LAYERS[name], n) for n in padded)
 
 
-@pytest.mark.parametrize("name", ["zf5", "alexnet", "squeezenet1_1", "vgg16"])
+@pytest.mark.parametrize("name", ["zf5", "convnet5", "overfeat5", "overfeat7", "alexnet", "squeezenet1_1", "vgg16"])
 def test_the_gradient_is_centred_in_both_axes_at_once(name, linear_networks):
     field = geometry(LAYERS[name])
     height, width = field.size + 40, field.size + 61

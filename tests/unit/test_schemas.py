@@ -20,17 +20,35 @@ LAYOUT = {
     "head": "name shape weight",
     "checkpoints": "name shape weight",
     "training_curve": "phase iteration learning_rate loss held_out_loss held_out_accuracy",
+    "network": "name shape weight",
+    "pretraining_curve": "phase epoch size learning_rate loss held_out_loss top1 top5",
     "embeddings": "image_id proposal_id box scale window feature",
     "truth_embeddings": "image_id object_id class_name difficult box scale window feature",
     "svms": "class_name bias feature_scale positives negatives left_out all_negatives violators "
     "objective objective_all passes history weight",
     "regressors": "class_name windows feature_scale ridge bias mean whitening weight",
     "detections": "image_id class_name score box",
+    "image_features": "image_id view layer height width channels feature",
+    "image_scores": "image_id view layer split class_name score",
+    "classification": "class_name view layer split tested_on images positives accuracy ap_11 ap_area",
     "metrics": "class_name ap_11 ap_area positives detections true_positives score recall precision",
 }
 """The columns of every dataset, in order."""
 
-MODELS = ("head", "checkpoints", "training_curve", "svms", "regressors", "metrics", "detections")
+MODELS = (
+    "head",
+    "checkpoints",
+    "training_curve",
+    "network",
+    "pretraining_curve",
+    "svms",
+    "regressors",
+    "metrics",
+    "detections",
+    "image_features",
+    "image_scores",
+    "classification",
+)
 """Their columns have types of their own."""
 
 TYPES = {
@@ -62,6 +80,7 @@ TYPES = {
 
 def layout_of(dataset: str) -> pa.Schema:
     sized = "feature" in LAYOUT[dataset].split() or dataset in ("svms", "regressors")
+    sized = sized and dataset != "image_features"  # layers have lengths of their own
     return schema(dataset, 12800 if sized else None)
 
 
@@ -87,6 +106,13 @@ def test_what_can_be_null_is_what_is_not_always_there():
         ("training_windows", "class_name"),
         ("training_curve", "held_out_loss"),
         ("training_curve", "held_out_accuracy"),
+        ("pretraining_curve", "size"),
+        ("pretraining_curve", "held_out_loss"),
+        ("pretraining_curve", "top1"),
+        ("pretraining_curve", "top5"),
+        ("classification", "accuracy"),
+        ("classification", "ap_11"),
+        ("classification", "ap_area"),
         ("metrics", "ap_11"),
         ("metrics", "ap_area"),
     ]

@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import http.server
 import io
+import json
 import os
 import pickle
 import socket
@@ -15,8 +16,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import nn
 
-from pipeline.bodies import BODIES, BodySpec, WeightsError, load_state, weights_digest
-from pipeline.bodies.weights import download_state, read_state
+from jobs.config import RunConfig
+from jobs.errors import UsageError
+from jobs.extract import FeaturesConfig, load_body
+from jobs.finetuning import pretrained_classifier
+from pipeline.bodies import BODIES, BodySpec, WeightsError, load_classifier, load_state, save_network, weights_digest
+from pipeline.bodies.weights import download_state, read_metadata, read_state
 from pipeline.receptive_field import Layer
 
 
@@ -181,6 +186,235 @@ def test_a_damaged_file_gives_a_state_or_a_weights_error(tmp_path_factory, suffi
     path.write_bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
     with contextlib.suppress(WeightsError):
         assert all(isinstance(values, torch.Tensor) for values in read_state(path).values())
+
+
+# --- whole networks ---
+
+OWN = dataclasses.replace(TINY, classifier=("fc6", "fc7", "fc8"))
+LEVELS = (6, 3, 2, 1)
+
+
+def fully_connected(columns, sizes=(5, 6), outputs=2, names=("fc6", "fc7", "fc8"), seed=0):
+    random = torch.Generator().manual_seed(seed)
+    found, into = {}, columns
+    for name, out in zip(names, (*sizes, outputs), strict=True):
+        found[f"{name}.weight"] = torch.randn(out, into, generator=random)
+        found[f"{name}.bias"] = torch.randn(out, generator=random)
+        into = out
+    return found
+
+
+def saved(path, state, levels=LEVELS, classes=("cat", "dog"), spec=OWN):
+    save_network(path, spec, state, levels, classes)
+    return str(path)
+
+
+@pytest.mark.parametrize("levels", [LEVELS, (1, 2, 3, 6), (4, 3, 2, 1), (5, 2)])
+def test_a_network_comes_back_from_its_file(levels, state, tmp_path):
+    fc = fully_connected(4 * sum(n * n for n in levels))
+    path = saved(tmp_path / "net.safetensors", state | fc, levels)
+    assert weights_digest(load_state(OWN, path)) == weights_digest(state)
+    found = load_classifier(OWN, path)
+    assert (found.levels, found.order) == (levels, "bin-major")
+    assert weights_digest(found.state) == weights_digest(fc)
+
+
+def test_a_networks_file_says_what_it_is(state, tmp_path):
+    path = tmp_path / "net.safetensors"
+    saved(path, state | fully_connected(200))
+    about = read_metadata(path)
+    assert json.loads(about.pop("spp.classes")) == ["cat", "dog"]
+    assert about == {
+        "spp.schema_version": "1",
+        "spp.body": "tiny",
+        "spp.levels": "6,3,2,1",
+        "spp.order": "level,bin,channel",
+    }
+
+
+def test_a_network_is_written_to_an_open_file_too(state, tmp_path):
+    stream = io.BytesIO()
+    save_network(stream, OWN, state | fully_connected(200), LEVELS, ["cat", "dog"])
+    (tmp_path / "net.safetensors").write_bytes(stream.getvalue())
+    assert load_classifier(OWN, str(tmp_path / "net.safetensors")).levels == LEVELS
+
+
+def test_a_network_without_fully_connected_layers_is_a_body_alone(state, tmp_path):
+    path = saved(tmp_path / "net.safetensors", state, classes=())
+    assert weights_digest(load_state(OWN, path)) == weights_digest(state)
+    assert load_classifier(OWN, path) is None
+
+
+def test_a_body_that_has_no_classifier_of_its_own_can_be_saved_with_one(state, tmp_path):
+    path = saved(tmp_path / "net.safetensors", state | fully_connected(200), spec=TINY)
+    assert load_classifier(TINY, path).levels == LEVELS
+    torchs = dataclasses.replace(TINY, classifier=("classifier.1", "classifier.4", "classifier.6"))
+    assert load_classifier(torchs, path).order == "bin-major"
+
+
+def test_the_file_of_another_body_is_refused(state, tmp_path):
+    path = saved(tmp_path / "net.safetensors", state | fully_connected(200))
+    other = dataclasses.replace(OWN, name="huge")
+    for load in (load_state, load_classifier):
+        with pytest.raises(
+            WeightsError, match=r"net\.safetensors' is of the body 'tiny', not 'huge'; use features.body"
+        ):
+            load(other, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spp.schema_version": "2"}, "spp.schema_version '2'; this program reads '1'"),
+        ({"spp.schema_version": None}, "spp.schema_version None"),
+        ({"spp.levels": "six"}, "has spp.levels 'six'"),
+        ({"spp.levels": "6,,1"}, "has spp.levels '6,,1'"),
+        ({"spp.levels": "6,0"}, "has spp.levels '6,0'"),
+        ({"spp.levels": None}, "has spp.levels ''"),
+        ({"spp.levels": "6"}, "fc6 for vectors of 200 numbers with 4 channels does not fit"),
+        ({"spp.levels": "5,5"}, "does not fit"),
+        ({"spp.order": "channel,bin"}, "spp.order 'channel,bin'.*'level,bin,channel', 'level,channel,bin'"),
+    ],
+)
+def test_a_file_that_says_nonsense_of_itself_is_refused(change, message, state, tmp_path):
+    path = tmp_path / "net.safetensors"
+    saved(path, state | fully_connected(200))
+    about = read_metadata(path) | change
+    save_file(read_state(path), path, metadata={key: value for key, value in about.items() if value is not None})
+    with pytest.raises(WeightsError, match=message):
+        load_classifier(OWN, str(path))
+
+
+def test_channel_major_layers_say_so(state, tmp_path):
+    path = tmp_path / "net.safetensors"
+    saved(path, state | fully_connected(200))
+    save_file(read_state(path), path, metadata=read_metadata(path) | {"spp.order": "level,channel,bin"})
+    assert load_classifier(OWN, str(path)).order == "channel-major"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(("bins", "levels"), [(50, LEVELS), (36, (6,)), (30, (4, 3, 2, 1))])
+def test_levels_are_inferred_where_a_state_dict_does_not_say(bins, levels, suffix, state, tmp_path):
+    path = tmp_path / f"net{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(state | fully_connected(4 * bins), path)
+    found = load_classifier(OWN, str(path))
+    assert (found.levels, found.order) == (levels, "bin-major")
+
+
+def test_levels_that_cannot_be_inferred_are_refused_with_the_remedy(state, tmp_path):
+    torch.save(state | fully_connected(4 * 14), tmp_path / "net.pt")
+    with pytest.raises(WeightsError, match=r"net\.pt': its fc6 is for vectors of 56 numbers.*save_network"):
+        load_classifier(OWN, str(tmp_path / "net.pt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("fc6.weight", (5, 4, 50)), ("fc6.weight", ()), ("fc7.weight", (6, 4)), ("fc8.bias", (3, 1))]
+)
+def test_layers_that_do_not_follow_each_other_are_refused(name, shape, state, tmp_path):
+    torch.save(state | fully_connected(200) | {name: torch.zeros(shape)}, tmp_path / "net.pt")
+    with pytest.raises(WeightsError, match=r"net\.pt'.*leave fc6, fc7 and fc8 out"):
+        load_classifier(OWN, str(tmp_path / "net.pt"))
+
+
+def test_torchvisions_layers_are_channel_major_over_6_x_6(state, tmp_path):
+    spec = dataclasses.replace(TINY, classifier=("classifier.1", "classifier.4", "classifier.6"))
+    torch.save(state | fully_connected(144, names=spec.classifier), tmp_path / "net.pt")
+    found = load_classifier(spec, str(tmp_path / "net.pt"))
+    assert (found.levels, found.order) == ((6,), "channel-major")
+    assert weights_digest(found.state) == weights_digest(fully_connected(144))
+
+
+def test_a_classifier_that_lacks_a_layer_is_none(state, tmp_path):
+    fc = fully_connected(200)
+    del fc["fc8.bias"]
+    torch.save(state | fc, tmp_path / "net.pt")
+    assert load_classifier(OWN, str(tmp_path / "net.pt")) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conv.bias": None}, r"missing entries \['conv.bias'\]"),
+        ({"fc7.bias": None}, r"missing entries \['fc7.bias'\]"),
+        ({"scale": torch.ones(())}, r"unknown entries \['scale'\]"),
+        ({"conv.bias": torch.zeros(3)}, r"'conv.bias' has shape \(3,\), \(4,\) is needed"),
+        ({"fc6.weight": torch.zeros(5, 144)}, r"'fc6.weight' has shape \(5, 144\), \(5, 200\) is needed"),
+        ({"fc8.bias": torch.zeros(3), "fc8.weight": torch.zeros(3, 6)}, r"\(3, 6\), \(2, 6\) is needed"),
+    ],
+)
+def test_a_network_that_is_not_whole_is_not_saved(change, message, state, tmp_path):
+    whole = state | fully_connected(200) | change
+    with pytest.raises(ValueError, match=message):
+        saved(tmp_path / "net.safetensors", {name: values for name, values in whole.items() if values is not None})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_is_saved_as_safetensors_only(state, tmp_path):
+    with pytest.raises(ValueError, match=r"saved as \.safetensors; '.*net\.pt' is named otherwise"):
+        save_network(tmp_path / "net.pt", OWN, state, LEVELS)
+
+
+def test_saving_leaves_torchs_own_generator_alone(state):
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    save_network(io.BytesIO(), OWN, state, LEVELS)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_digest_of_a_classifier_is_that_of_its_tensors(tmp_path):
+    """Of alexnet's too, by which the heads of older runs are found."""
+    names = ("classifier.1", "classifier.4", "classifier.6")
+    alexnet = dict(load_state(BODIES["alexnet"], "random"))
+    torch.save(alexnet | fully_connected(9216, names=names), tmp_path / "alexnet.pt")
+    body = load_body(FeaturesConfig(body="alexnet", weights=str(tmp_path / "alexnet.pt")))
+    assert body.classifier == weights_digest(fully_connected(9216))
+    zf5 = load_state(BODIES["zf5"], "random")
+    path = saved(tmp_path / "zf5.safetensors", zf5 | fully_connected(12800), spec=BODIES["zf5"])
+    assert load_body(FeaturesConfig(body="zf5", weights=path)).classifier == weights_digest(fully_connected(12800))
+
+
+# --- what a run makes of them ---
+
+
+@pytest.fixture(scope="module")
+def zf5_file(tmp_path_factory):
+    """ZF-5 with fc6 and fc7 of 5 and 6 outputs, on levels 3 and 1."""
+    path = tmp_path_factory.mktemp("zf5") / "zf5.safetensors"
+    whole = load_state(BODIES["zf5"], "random") | fully_connected(2560)
+    return saved(path, whole, (3, 1), spec=BODIES["zf5"])
+
+
+def run_config(weights, pyramid, initial="auto", sizes=(5, 6)):
+    features = {"body": "zf5", "weights": weights, "pyramid": pyramid}
+    head = {"sizes": list(sizes), "initial": initial}
+    return RunConfig.model_validate({"dataset": {"path": "data"}, "features": features, "head": head})
+
+
+@pytest.mark.parametrize("fine", [True, False])
+@pytest.mark.parametrize("pyramid", [[6, 3, 2, 1], [1, 3]])
+def test_a_head_begins_with_a_classifier_whose_levels_the_pyramid_has(pyramid, fine, zf5_file):
+    config = run_config(zf5_file, pyramid)
+    assert pretrained_classifier(config, load_body(config.features), fine).levels == (3, 1)
+    config = run_config(zf5_file, pyramid, "he")
+    assert pretrained_classifier(config, load_body(config.features), fine) is None
+
+
+def test_a_classifier_of_other_levels_is_passed_over_or_refused(zf5_file):
+    config = run_config(zf5_file, [6, 2, 1])
+    body = load_body(config.features)
+    assert pretrained_classifier(config, body, fine=True) is None
+    says = r"trained on levels \[3, 1\], which features.pyramid \[6, 2, 1\] has not all; add them"
+    with pytest.raises(UsageError, match=says):
+        pretrained_classifier(config, body, fine=False)
+    with pytest.raises(UsageError, match=says):
+        pretrained_classifier(run_config(zf5_file, [6, 2, 1], "pretrained"), body, fine=True)
+
+
+def test_a_classifier_of_other_sizes_is_refused_with_its_sizes(zf5_file):
+    config = run_config(zf5_file, [3, 1], sizes=(4096, 4096))
+    with pytest.raises(UsageError, match=r"use head.sizes: \[5, 6\], or head.initial: he"):
+        pretrained_classifier(config, load_body(config.features), fine=True)
 
 
 # --- downloads ---

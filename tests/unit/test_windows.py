@@ -14,8 +14,8 @@ from pipeline.receptive_field import Geometry, geometry, map_length
 from pipeline.windows import choose_scales, fitting_scale, fitting_scales, map_windows, scaled_size
 
 ZF5 = geometry(ZF5_LAYERS)
-FIELDS = {f"centre {field.centre:g}": field for field in (spec.geometry for spec in BODIES.values())}
-assert {field.stride for field in FIELDS.values()} == {16}
+FIELDS = {f"{field.centre:g} + {field.stride}p": field for field in (spec.geometry for spec in BODIES.values())}
+assert {field.stride for field in FIELDS.values()} == {12, 16}
 PAPER_SCALES = (480, 576, 688, 864, 1200)
 RELEASED_SCALES = (480, 576, 688, 874, 1200)
 

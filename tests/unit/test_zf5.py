@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.bodies import Body, WeightsError, load_state
-from pipeline.bodies.zf5 import ZF5, WithinChannelNorm, ZF5Body
+from pipeline.bodies.caffe_layers import WithinChannelNorm
+from pipeline.bodies.zf5 import ZF5, ZF5Body
 
 
 def caffes_norm(x, size=3, alpha=5e-5, beta=0.75):
@@ -31,6 +32,21 @@ def test_the_normalisation_is_caffes_within_channel(channels, height, width, mag
     x = np.random.default_rng(seed).normal(scale=magnitude, size=(channels, height, width))
     found = WithinChannelNorm()(torch.from_numpy(x)[None])[0].numpy()
     np.testing.assert_allclose(found, caffes_norm(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.75, 0.5])
+def test_the_normalisations_gradient_is_that_of_its_formula(beta):
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul_(40)
+    norm = WithinChannelNorm(alpha=5e-3, beta=beta)
+    assert torch.autograd.gradcheck(norm, (x.requires_grad_(),))
+
+
+def test_the_normalisation_of_halves_is_computed_in_float32():
+    x = torch.full((1, 1, 4, 4), 300.0)  # whose square is beyond float16
+    for half, close in ((torch.float16, 1e-3), (torch.bfloat16, 1e-2)):
+        found = WithinChannelNorm()(x.to(half))
+        assert found.dtype == half
+        torch.testing.assert_close(found.float(), WithinChannelNorm()(x), rtol=close, atol=0)
 
 
 def test_the_normalisation_is_not_torchs_which_goes_across_channels():
@@ -72,6 +88,10 @@ def test_every_filter_is_the_tables():
         "conv4.weight": (384, 384, 3, 3),
         "conv5.weight": (256, 384, 3, 3),
     }
+
+
+def test_a_state_dict_has_the_convolutions_and_nothing_else():
+    assert list(ZF5Body().state_dict()) == [f"conv{n}.{kind}" for n in range(1, 6) for kind in ("weight", "bias")]
 
 
 def test_random_weights_are_the_releases_initialisation():

@@ -1,4 +1,4 @@
-"""Who trains a head: one worker, or several together through Ray Train; and how the driver follows them."""
+"""Who trains: one worker, or several together through Ray Train; and how the driver follows them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,63 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import ray
 
 from jobs.errors import RunFailed, UsageError
 from jobs.execution import ExecutionConfig, Resources
-from jobs.head_training import TrainHead, train_head
 from jobs.tasks import as_task, results
-from pipeline.finetuning import TrainingError
-from storage.root import store_errors
+from pipeline.training import TrainingError
+from storage.root import Root, store_errors
 
 _BESIDE_GPU = 4
 """Threads of a worker that trains on a GPU: they gather mini-batches."""
 
 _LOST_WORKERS = 3
 """How often Ray Train begins again, from the last checkpoint, after it lost a worker or found no room for all."""
+
+
+class Work(Protocol):
+    """What every training tells its workers and the driver. ``device``: cpu or cuda; ``threads``: of a worker."""
+
+    @property
+    def root(self) -> Root: ...
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def threads(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training: the verb that asks for it, and what each worker calls.
+
+    ``train`` is given ``work``, what ``given`` refers to, its rank, the number of workers, and what wraps its network;
+    rank 0 tells ``tell_driver`` how it goes. ``described``: such a point in words.
+    """
+
+    stage: str
+    train: Callable[..., None]
+    work: Work
+    given: ray.ObjectRef
+    described: Callable[[Mapping[str, Any]], str]
+
+
+def progress_key(work: Work) -> str:
+    """Where the driver looks for the last point of the curve."""
+    return f"checkpoints/{work.method}/progress.json"
+
+
+def tell_driver(work: Work, point: Mapping[str, Any]) -> None:
+    """Leave a point of the curve for the driver to print."""
+    work.root.write(progress_key(work), json.dumps(point).encode())
 
 
 def training_threads(execution: ExecutionConfig, resources: Resources, on_gpu: bool) -> int:
@@ -42,42 +83,37 @@ def training_threads(execution: ExecutionConfig, resources: Resources, on_gpu: b
     )
 
 
-def run_training(work: TrainHead, classifier: ray.ObjectRef, execution: ExecutionConfig, resources: Resources) -> None:
-    """Train and publish the head, and print how it goes. RunFailed, in one line, if that is not to be."""
-    workers, gpus = execution.train_workers, int(work.device == "cuda")
+def run_training(training: Training, execution: ExecutionConfig, resources: Resources) -> None:
+    """Train, and print how it goes. RunFailed, in one line, if that is not to be.
+
+    The number of workers is to divide the mini-batch: that is for the caller to see.
+    """
+    work, workers = training.work, execution.train_workers
+    gpus = int(work.device == "cuda")
     if workers > 1:
-        _check_shares(work, workers)
-        _follow(work, _together(work, classifier, workers, gpus), execution.progress_seconds)
+        _follow(training, _together(training, workers, gpus), execution.progress_seconds)
         return
-    ref = as_task(train_head, num_cpus=work.threads, num_gpus=gpus).remote(work, classifier)
+    ref = as_task(training.train, num_cpus=work.threads, num_gpus=gpus).remote(work, training.given)
     try:
-        _follow(work, lambda seconds: bool(ray.wait([ref], timeout=seconds)[0]), execution.progress_seconds)
+        _follow(training, lambda seconds: bool(ray.wait([ref], timeout=seconds)[0]), execution.progress_seconds)
     except BaseException:  # an interrupt above all: the worker would go on without us
         ray.cancel(ref, force=True)
         raise
-    results("finetune", [ref])
+    results(training.stage, [ref])
 
 
-def _check_shares(work: TrainHead, workers: int) -> None:
-    foreground = round(work.config.batch * work.config.foreground)
-    if foreground % workers or (work.config.batch - foreground) % workers:
-        raise UsageError(
-            f"execution.train_workers is {workers}, which does not divide the {foreground} foreground and "
-            f"{work.config.batch - foreground} background windows of a mini-batch; choose a number that divides both"
-        )
-
-
-def _together(work: TrainHead, classifier: ray.ObjectRef, workers: int, gpus: int) -> Callable[[float], bool]:
+def _together(training: Training, workers: int, gpus: int) -> Callable[[float], bool]:
     """Start several workers (DistributedDataParallel); what is returned waits so many seconds, and says if they are
     done. RunFailed if they failed for good."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    work = training.work
     folder = f"checkpoints/{work.method}/ray-train"
     limits: dict[str, Any] = {"max_failures": _LOST_WORKERS, "controller_failure_limit": _LOST_WORKERS}
     trainer = TorchTrainer(
         _one_of_several,
-        train_loop_config={"work": work, "classifier": classifier},
+        train_loop_config={"train": training.train, "work": work, "given": training.given},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": work.threads, "GPU": gpus}
         ),
@@ -104,7 +140,7 @@ def _together(work: TrainHead, classifier: ray.ObjectRef, workers: int, gpus: in
         if thread.is_alive():
             return False
         if failed:
-            raise RunFailed(f"finetune: {failed[0]}; run the same command again")
+            raise RunFailed(f"{training.stage}: {failed[0]}; run the same command again")
         work.root.delete_folder(folder)
         return True
 
@@ -119,40 +155,33 @@ def _one_of_several(loop: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     work, rank = loop["work"], context.get_world_rank()
     try:
-        train_head(work, ray.get(loop["classifier"]), rank, context.get_world_size(), ray.train.torch.prepare_model)
+        given, workers = ray.get(loop["given"]), context.get_world_size()
+        loop["train"](work, given, rank, workers, ray.train.torch.prepare_model)
     except TrainingError as error:
         if rank == 0:
-            work.root.write(work.progress_key, json.dumps({"error": str(error)}).encode())
+            tell_driver(work, {"error": str(error)})
 
 
-def _follow(work: TrainHead, done: Callable[[float], bool], every: float) -> None:
+def _follow(training: Training, done: Callable[[float], bool], every: float) -> None:
     """Wait until ``done``, and print each new point of the curve."""
+    work = training.work
     last: Mapping[str, Any] = {}
     while True:
         finished = done(every)
         point = _last_point(work)
         if point and point != last and "error" not in point:
-            print(f"finetune: {_described(point)}", file=sys.stderr, flush=True)
+            print(f"{training.stage}: {training.described(point)}", file=sys.stderr, flush=True)
         last = point or last
         if finished:
             break
-    work.root.delete_if_there(work.progress_key)
+    work.root.delete_if_there(progress_key(work))
     if "error" in last:
-        raise RunFailed(f"finetune: {last['error']}")
+        raise RunFailed(f"{training.stage}: {last['error']}")
 
 
-def _last_point(work: TrainHead) -> dict[str, Any]:
+def _last_point(work: Work) -> dict[str, Any]:
     """The last point of the curve; empty where it cannot be had, which is no reason to stop."""
     try:
-        return json.loads(work.root.read(work.progress_key))
+        return json.loads(work.root.read(progress_key(work)))
     except store_errors(ValueError):
         return {}
-
-
-def _described(point: Mapping[str, Any]) -> str:
-    held_out = ""
-    if point["held_out_loss"] is not None:
-        held_out = f", held-out loss {point['held_out_loss']:.4f} and accuracy {point['held_out_accuracy']:.3f}"
-    return (
-        f"{point['phase']}, {point['iteration']:,} iterations at {point['rate']:g}: loss {point['loss']:.4f}{held_out}"
-    )

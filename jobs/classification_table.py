@@ -1,0 +1,172 @@
+"""table --classification: the paper's classification tables (6 and 7) for the data at hand.
+
+    spp table --classification --config configs/caltech101.yaml --root /data/spp --set dataset.path=...
+
+Rows are layers, shallow to deep. Columns: the network trained without SPP on a crop (``classify.no_spp_weights``),
+the network on a crop, on a warped image, on the full image at the first short side of ``classify.views``, and at the
+best one: chosen for the whole column on parts of the training images, never on those tested. ``--random`` adds the
+body with random weights. Each kind of weights is a run of its own, ``<run>.classify``, ``<run>.no-spp`` and
+``<run>.random``, made if it is not there yet.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.classifying import Measured, classify, in_order, measured_layers, shown
+from jobs.config import RunConfig
+from jobs.errors import UsageError
+from jobs.printing import markdown_table, print_table
+from jobs.recording import say
+from jobs.stages import Invocation
+from pipeline.image_view import View
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title, the run and the view that it shows."""
+
+    title: str
+    run: str
+    view: str
+    cells: dict[str, Measured]
+
+
+@dataclass(frozen=True)
+class ClassificationTable:
+    """What ``spp table --classification`` shows."""
+
+    measure: str
+    columns: tuple[Column, ...]
+    exit_code: int
+
+    @property
+    def layers(self) -> list[str]:
+        """Rows, shallow to deep."""
+        return in_order({layer for column in self.columns for layer in column.cells})
+
+    def body(self) -> list[tuple[str, ...]]:
+        """Rows as text."""
+        return [(layer, *(shown(column.cells.get(layer)) for column in self.columns)) for layer in self.layers]
+
+
+def make_table(invocation: Invocation, random: bool) -> ClassificationTable:
+    """Run what is missing, and put it together. UsageError for a config without a crop or a full view."""
+    config = invocation.config.classify
+    full = [view for view in config.views if not View.parse(view).fixed]
+    if "crop" not in config.views or not full:
+        raise UsageError("classify.views: the table needs crop and a full view, such as [crop, full-224, full-392]")
+    columns: list[Column] = []
+    codes = []
+    changes: dict[str, dict[str, Any]]
+    if config.no_spp_weights is not None:
+        kept = None if config.layers is None else tuple(layer for layer in config.layers if layer != "spp")
+        changes = {
+            "features": {"weights": config.no_spp_weights},
+            "classify": {"views": ("crop",), "layers": kept},
+        }
+        cells, code = _cells(invocation, "no-spp", changes)
+        columns += [Column("no SPP, crop", *_of(cells, "crop", without=("spp",)))]
+        codes.append(code)
+    cells, code = _cells(invocation, "classify", {})
+    codes.append(code)
+    columns += [Column("SPP, crop", *_of(cells, "crop"))]
+    if "warp" in config.views:
+        columns.append(Column("SPP, warp", *_of(cells, "warp")))
+    columns.append(Column(f"SPP, {_in_words(full[0])}", *_of(cells, full[0])))
+    if len(full) > 1:
+        best = best_view(cells.measured, full)
+        columns.append(Column(f"SPP, {_in_words(best)} (best)", *_of(cells, best)))
+    if random:
+        changes = {"features": {"weights": "random"}, "classify": {"views": ("crop", full[0])}}
+        cells, code = _cells(invocation, "random", changes)
+        codes.append(code)
+        for view in ("crop", full[0]):
+            columns.append(Column(f"random, {_in_words(view)}", *_of(cells, view)))
+    what = "mean AP (11-point, %)" if config.protocol == "voc07" else "mean class accuracy (%)"
+    return ClassificationTable(what, tuple(columns), max(codes))
+
+
+def best_view(measured: Sequence[Measured], views: Sequence[str]) -> str:
+    """The view whose layers do best, on average, on the images that were held out; of equals the first."""
+
+    def held_out(view: str) -> float:
+        return statistics.mean(one.held_out or 0.0 for one in measured if one.view == view)
+
+    return max(views, key=held_out)
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    measured: list[Measured]
+
+
+def _cells(invocation: Invocation, name: str, changes: dict[str, dict[str, Any]]) -> tuple[_Run, int]:
+    values = invocation.config.model_dump(mode="json")
+    for section, changed in changes.items():
+        values[section] = {**values[section], **changed}
+    run = f"{invocation.name}.{name}"
+    say(f"table: {run}")
+    config = RunConfig.model_validate(values)
+    record = classify(Invocation(config, invocation.root, run, invocation.argv))
+    return _Run(run, measured_layers(record)), record.exit_code or 0
+
+
+def _of(run: _Run, view: str, without: Sequence[str] = ()) -> tuple[str, str, dict[str, Measured]]:
+    cells = {one.layer: one for one in run.measured if one.view == view and one.layer not in without}
+    return run.name, view, cells
+
+
+def _in_words(view: str) -> str:
+    return f"full, s = {View.parse(view).size}" if view.startswith("full-") else view
+
+
+def print_text(table: ClassificationTable) -> None:
+    """The table on standard output."""
+    print(_caption(table))
+    print_table(("layer", *(column.title for column in table.columns)), table.body(), 1)
+
+
+def markdown(table: ClassificationTable) -> str:
+    """The same as Markdown."""
+    titles = ("layer", *(column.title for column in table.columns))
+    return f"{_caption(table)}\n\n{markdown_table(titles, table.body())}\n"
+
+
+def as_csv(table: ClassificationTable) -> str:
+    """A line per cell."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["column", "run", "view", "layer", "mean", "deviation", "splits", "held_out"])
+    for column in table.columns:
+        for one in column.cells.values():
+            held_out = "" if one.held_out is None else one.held_out
+            writer.writerow(
+                [column.title, column.run, one.view, one.layer, one.mean, one.deviation, one.splits, held_out]
+            )
+    return out.getvalue()
+
+
+def as_json(table: ClassificationTable) -> dict[str, Any]:
+    """The same as JSON values."""
+    columns = [
+        {"title": column.title, "run": column.run, "cells": [vars(one) for one in column.cells.values()]}
+        for column in table.columns
+    ]
+    return {"measure": table.measure, "columns": columns, "exit_code": table.exit_code}
+
+
+def _caption(table: ClassificationTable) -> str:
+    splits = max(_splits(table))
+    return table.measure + (f", mean and standard deviation of {splits} splits" if splits > 1 else "")
+
+
+def _splits(table: ClassificationTable) -> Iterator[int]:
+    for column in table.columns:
+        yield from (one.splits for one in column.cells.values())

@@ -1,0 +1,430 @@
+"""The driver of classify (jobs/classify.py tells the story)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from jobs.classify import classify_method, image_features_method
+from jobs.config import RunConfig
+from jobs.errors import UsageError
+from jobs.execution import RaySession
+from jobs.extract import LoadedBody, load_body, vector_length
+from jobs.index import Index
+from jobs.labels import ImageLabels
+from jobs.measuring import (
+    HELD_OUT,
+    TEST,
+    LayerResult,
+    LayerTask,
+    class_means,
+    measure_layer,
+    memory_of_products,
+    uses_products,
+)
+from jobs.printing import print_table
+from jobs.recording import begin, make_index, recorded, say
+from jobs.reduce import done_already, publish
+from jobs.sharded import ShardedDataset, make_shards
+from jobs.stages import Invocation
+from jobs.tasks import as_task
+from jobs.tasks import results as gather
+from jobs.trial import Trial
+from jobs.upstream import failed_in, image_files
+from jobs.versions import PRODUCER
+from jobs.view_actor import ViewActor, ViewShard
+from jobs.works import actor_crew
+from pipeline.bodies import load_classifier
+from pipeline.classification import Split, SplitError, held_out_split, random_split
+from pipeline.head import pretrained_head
+from pipeline.image_view import View
+from pipeline.whole_image import layers_of, whole_layers
+from storage.commits import LedgerRow
+from storage.manifest import recorded_manifest
+from storage.root import Root, is_local
+from storage.runs import DatasetRecord, RunRecord, check_run_name, dataset_record, hold
+from storage.scan import scan_file
+from storage.schemas import schema
+from storage.shards import Shard, shards
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A layer of a view: the mean over splits, and their standard deviation (0 of a single one).
+
+    ``held_out``: the mean on parts of the training images, where a short side is chosen by it.
+    """
+
+    view: str
+    layer: str
+    mean: float
+    deviation: float
+    splits: int
+    held_out: float | None = None
+
+
+def classify(invocation: Invocation) -> RunRecord:
+    """Do the protocol of ``classify``, but for what is there; returns the run's record.
+
+    Raises UsageError for a layer that the body has not or images that a protocol cannot use, RunFailed if it had to
+    stop. What was committed stays.
+    """
+    check_run_name(invocation.name)
+    invocation.root.check_writable()
+    config = invocation.config
+    body = load_body(config.features)
+    layers = _layers(config, body)
+    record = begin(invocation)
+    local = {"root": invocation.root.url} if invocation.root.is_local else {}
+    if is_local(config.dataset.path):
+        local["dataset.path"] = config.dataset.path
+    with RaySession(config.execution, local) as session, recorded(invocation.root, record):
+        index = make_index(invocation, record)
+        _splits(config, ImageLabels.of(index))  # what the protocol cannot use is said before hours of work
+        made = _image_features(invocation, record, index, body, layers, session)
+        if made.manifest != getattr(record.datasets.get("image_features"), "manifest", None):
+            for name in ("classification", "image_scores"):  # an interrupt now must not leave them beside other layers
+                record.datasets.pop(name, None)
+        record.datasets["image_features"] = made
+        record.datasets.update(_classification(invocation, record, index, body, layers, session))
+        record.holds = []
+    return record
+
+
+def _layers(config: RunConfig, body: LoadedBody) -> tuple[str, ...]:
+    there = layers_of(body.spec, config.features.pyramid, bool(body.classifier))
+    wanted = config.classify.layers or there
+    for layer in wanted:
+        if layer not in there:
+            raise UsageError(
+                f"classify.layers: body {config.features.body!r} with weights {config.features.weights!r} and pyramid "
+                f"{list(config.features.pyramid)} has no layer {layer!r}; it has {', '.join(there)}"
+            )
+    if not any(View.parse(view).fixed for view in config.classify.views) and not whole_layers(wanted):
+        raise UsageError("classify.layers: maps are compared in views of a fixed size only; add crop or warp, or spp")
+    return tuple(layer for layer in there if layer in wanted)
+
+
+def _image_features(
+    invocation: Invocation,
+    record: RunRecord,
+    index: Index,
+    body: LoadedBody,
+    layers: tuple[str, ...],
+    session: RaySession,
+) -> DatasetRecord:
+    """The layers of every image, but for the shards that are there."""
+    config, root = invocation.config, invocation.root
+    views = config.classify.views
+    stored = tuple(dict.fromkeys("spp" if layer == "pool" else layer for layer in layers))
+    method = image_features_method(config.features, views, stored, body.digest, body.classifier)
+    hold(root, record, [f"image_features/{method}"])
+    files = image_files(index)
+    metadata = {
+        "method": method,
+        "body": config.features.body,
+        "weights_digest": body.digest,
+        "levels": ",".join(map(str, config.features.pyramid)),
+        "order": "level,bin,channel",
+        "views": ",".join(views),
+        "dtype": "float16",
+        "producer": PRODUCER,
+    }
+
+    def make(shard: Shard, revision: int, trial: Trial) -> ViewShard:
+        images = tuple(files[image_id] for image_id in shard.image_ids)
+        return ViewShard(root, method, shard.key, revision, images, views, stored, metadata, trial)
+
+    planned = list(shards(index.digests(), _image_bytes(config, body, stored)))
+    dataset = ShardedDataset("image_features", method, planned, make)
+
+    def crew() -> Any:
+        session.ready()  # before the first put, which would start a Ray of its own
+        return actor_crew(invocation, session, body, ViewActor, "show", ray.put(_head(config, body, stored)))
+
+    return make_shards(invocation, "classify", [dataset], crew)["image_features"]
+
+
+def _image_bytes(config: RunConfig, body: LoadedBody, stored: Sequence[str]) -> int:
+    """What an image's rows take, roughly."""
+    cells = body.spec.map_length(224) ** 2
+    sizes = {layer: cells * body.spec.tap_channels.get(layer, body.spec.channels) for layer in stored}
+    sizes |= {"spp": vector_length(config.features, body), "fc6": 4096, "fc7": 4096}
+    return sum(
+        2 * sizes[layer]
+        for view in config.classify.views
+        for layer in (stored if View.parse(view).fixed else whole_layers(stored))
+    )
+
+
+def _head(config: RunConfig, body: LoadedBody, stored: Sequence[str]) -> Mapping[str, Any]:
+    """The fully connected layers that came with the weights, by name; empty where none are asked for."""
+    if not {"fc6", "fc7"}.intersection(stored):
+        return {}
+    classifier = load_classifier(body.spec, config.features.weights)
+    assert classifier is not None
+    try:
+        head = pretrained_head(classifier, body.spec.channels, config.features.pyramid)
+    except ValueError as error:
+        raise UsageError(f"features.pyramid: {error}; or leave fc6 and fc7 out of classify.layers") from error
+    return {name: values.numpy() for name, values in head.state_dict().items()}
+
+
+def _classification(
+    invocation: Invocation,
+    record: RunRecord,
+    index: Index,
+    body: LoadedBody,
+    layers: tuple[str, ...],
+    session: RaySession,
+) -> dict[str, DatasetRecord]:
+    """What is measured, and the scores behind it; unless they are there."""
+    config, root = invocation.config, invocation.root
+    features = dataset_record(record, "image_features")
+    labels = ImageLabels.of(index, failed_in(root, record, ("image_features",)))
+    method = classify_method(config.classify, features, layers, labels.identity())
+    hold(root, record, [f"{name}/{method}" for name in ("classification", "image_scores")])
+    splits = _splits(config, labels)
+    made = {name: done_already(root, "classify", name, method) for name in ("classification", "image_scores")}
+    if any(entry is None for entry in made.values()):
+        results, notes = _measure(invocation, record, labels, body, layers, splits, session)
+        made = _publish(invocation, method, results, notes)
+    found = {name: entry for name, entry in made.items() if entry is not None}
+    manifest = recorded_manifest(root, record.model_copy(update={"datasets": found}), "classification")
+    found["classification"].quality = {"measure": _column(config), "layers": _summary(root, manifest.keys, config)}
+    return found
+
+
+def _column(config: RunConfig) -> str:
+    return "ap_11" if config.classify.protocol == "voc07" else "accuracy"
+
+
+def _splits(config: RunConfig, labels: ImageLabels) -> list[tuple[int, Split]]:
+    """The splits of the protocol by number, of rows of ``labels``. UsageError if the images do not allow them."""
+    classify, dataset = config.classify, config.dataset
+    train, test = labels.rows_in(dataset.train_splits), labels.rows_in(dataset.test_splits)
+    if classify.protocol == "voc07" or (classify.protocol == "folder" and len(train) and len(test)):
+        for key, rows in (("train_splits", train), ("test_splits", test)):
+            if not len(rows):
+                raise UsageError(
+                    f"dataset.{key}: {', '.join(getattr(dataset, key)) or 'nothing'} has no image, which "
+                    f"classify.protocol: {classify.protocol} needs; name splits that are there, or use caltech101, "
+                    f"which draws its own"
+                )
+        both = np.intersect1d(train, test)
+        if len(both):
+            raise UsageError(
+                f"dataset: image {labels.image_ids[both[0]]!r} is in a training and in a test split; results on images "
+                f"that were trained on say nothing"
+            )
+        if classify.protocol == "folder":
+            _single(labels)
+        return [(0, Split(train, test))]
+    single = _single(labels)
+    try:
+        return [
+            (
+                number,
+                random_split(
+                    single,
+                    labels.class_names,
+                    classify.train_per_class,
+                    classify.most_tested,
+                    classify.seed,
+                    number,
+                ),
+            )
+            for number in range(classify.splits)
+        ]
+    except SplitError as error:
+        raise UsageError(f"classify.train_per_class: {error}; lower it, or leave the class out") from error
+
+
+def _single(labels: ImageLabels) -> np.ndarray:
+    try:
+        return labels.single()
+    except ValueError as error:
+        raise UsageError(f"classify.protocol: {error}; use protocol voc07 for images that show several") from error
+
+
+def _measure(
+    invocation: Invocation,
+    record: RunRecord,
+    labels: ImageLabels,
+    body: LoadedBody,
+    layers: Sequence[str],
+    splits: Sequence[tuple[int, Split]],
+    session: RaySession,
+) -> tuple[list[LayerResult], list[LedgerRow]]:
+    """A task for each layer of each view."""
+    config, root = invocation.config, invocation.root
+    keys = tuple(recorded_manifest(root, record, "image_features").keys)
+    sized = [view for view in config.classify.views if not View.parse(view).fixed]
+    chosen_on = _chosen_on(config, labels, splits) if len(sized) > 1 else []
+    resources = session.ready()
+    places = [
+        (view, layer)
+        for view in config.classify.views
+        for layer in (layers if View.parse(view).fixed else whole_layers(layers))
+    ]
+    threads = max(1, min(resources.node_cpus, resources.cpus // len(places)))
+    shared = ray.put(labels)
+    refs = {}
+    for view, layer in places:
+        tested = [(TEST, number, split) for number, split in splits]
+        if view in sized:
+            tested += [(HELD_OUT, number, split) for number, split in chosen_on]
+        images, dim = len(labels.image_ids), _dim(config, body, layer)
+        needed = memory_of_products(images, dim)
+        if config.classify.solver == "gram" and needed > config.classify.memory_mb * 1e6:
+            raise UsageError(
+                f"classify.memory_mb: the products of {images} images need {needed / 1e6:.0f} MB; raise it, or use "
+                f"classify.solver: sklearn"
+            )
+        if not uses_products(config.classify, images, dim):
+            say(f"classify: {view} {layer}: {images} images by LinearSVC")
+        task = as_task(_measure_task, num_cpus=threads, memory=min(needed, resources.node_memory // 2))
+        work = (root, keys, view, layer, config.features.pyramid, config.classify)
+        refs[task.remote(work, shared, tuple(tested), threads)] = (view, layer)
+    return _gathered(config, refs)
+
+
+def _measure_task(work: tuple[Any, ...], labels: ImageLabels, splits: Any, threads: int) -> LayerResult:
+    root, keys, view, layer, levels, config = work
+    return measure_layer(LayerTask(root, keys, view, layer, levels, config, labels, splits, threads))
+
+
+def _gathered(config: RunConfig, refs: Mapping[Any, tuple[str, str]]) -> tuple[list[LayerResult], list[LedgerRow]]:
+    """What the tasks return, in their order; each is said as it ends."""
+    results: dict[Any, LayerResult] = {}
+    notes = []
+    left = list(refs)
+    try:
+        while left:
+            (ref,), left = ray.wait(left, num_returns=1)
+            (results[ref],) = gather("classify", [ref])
+            view, layer = refs[ref]
+            means = class_means(results[ref].measured, _column(config))[view, layer, TEST]
+            seconds = ", ".join(f"{name} {value:.1f} s" for name, value in results[ref].seconds.items())
+            say(f"classify: {view} {layer}: {100 * statistics.mean(means):.2f} % ({seconds})")
+            if results[ref].not_converged:
+                text = f"{results[ref].not_converged} SVMs of layer {layer}, view {view} did not converge"
+                say(f"note: {text}")
+                notes.append(LedgerRow(image_id="", stage="classify", type="NotConverged", message=text, level="note"))
+    except BaseException:  # an interrupt above all: the others would go on without us
+        for ref in left:
+            ray.cancel(ref, force=True)
+        raise
+    return [results[ref] for ref in refs], notes
+
+
+def _publish(
+    invocation: Invocation, method: str, results: Sequence[LayerResult], notes: Sequence[LedgerRow]
+) -> dict[str, DatasetRecord | None]:
+    """Write scores, then what was measured: with it the stage is done."""
+    root = invocation.root
+    seconds: dict[str, float] = {}
+    for result in results:
+        for name, value in result.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + value
+    made: dict[str, DatasetRecord | None] = {}
+    parts = {
+        "image_scores": ([result.scores for result in results], ["image_id", "view", "layer", "split", "class_name"]),
+        "classification": ([r.measured for r in results], ["class_name", "view", "layer", "tested_on", "split"]),
+    }
+    for name, (tables, order) in parts.items():
+        table = pa.concat_tables(tables).sort_by([(column, "ascending") for column in order])
+        table = table.cast(schema(name, metadata={"method": method}))
+        counts = {row["values"]: row["counts"] for row in table[order[0]].value_counts().to_pylist()}
+        made[name] = publish(
+            root,
+            "classify",
+            name,
+            method,
+            table,
+            counts,
+            notes=notes if name == "classification" else (),
+            seconds=seconds if name == "classification" else {},
+            producer=PRODUCER,
+        )
+    return made
+
+
+def _chosen_on(config: RunConfig, labels: ImageLabels, splits: Sequence[tuple[int, Split]]) -> list[tuple[int, Split]]:
+    """Parts of each split's training images, on which a short side is chosen.
+
+    Of images that show several classes each counts for its first, to take a share of each.
+    """
+    first = np.where(labels.shows.any(axis=1), labels.shows.argmax(axis=1), -1)
+    seed, share = config.classify.seed, config.classify.held_out
+    try:
+        return [(number, held_out_split(first, split.train, share, seed)) for number, split in splits]
+    except SplitError as error:
+        raise UsageError(f"classify.views: {error}; give a single full view, or more training images") from error
+
+
+def _dim(config: RunConfig, body: LoadedBody, layer: str) -> int:
+    """Length of a layer's vectors; of the fully connected ones as they mostly are."""
+    if layer in ("fc6", "fc7"):
+        return 4096
+    if layer in ("pool", "spp"):
+        bins = 36 if layer == "pool" else vector_length(config.features, body) // body.spec.channels
+        return bins * body.spec.channels
+    side = body.spec.map_length(body.spec.input_size)
+    return side * side * body.spec.tap_channels.get(layer, body.spec.channels)
+
+
+def _summary(root: Root, keys: Sequence[str], config: RunConfig) -> list[dict[str, Any]]:
+    """Means over splits of what is stored, as JSON values."""
+    tables = [table for key in keys for table in scan_file(root, key)]
+    means = class_means(pa.concat_tables(tables), _column(config))
+    found = []
+    for (view, layer, tested_on), values in means.items():
+        if tested_on == TEST:
+            chosen = means.get((view, layer, HELD_OUT))
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            held_out = statistics.mean(chosen) if chosen else None
+            found.append(asdict(Measured(view, layer, statistics.mean(values), spread, len(values), held_out)))
+    return found
+
+
+def measured_layers(record: RunRecord) -> list[Measured]:
+    """What a run's classification came to."""
+    quality = dataset_record(record, "classification").quality
+    return [Measured(**row) for row in quality["layers"]]
+
+
+def print_classification(record: RunRecord) -> None:
+    """A row per layer and a column per view."""
+    measured = measured_layers(record)
+    config = RunConfig.model_validate(record.config)
+    views = [view for view in config.classify.views if any(one.view == view for one in measured)]
+    layers = {one.layer for one in measured}
+    cells = {(one.layer, one.view): one for one in measured}
+    what = "mean AP (11-point, %)" if config.classify.protocol == "voc07" else "mean class accuracy (%)"
+    count = measured[0].splits
+    print(f"{what}{f', mean and standard deviation of {count} splits' if count > 1 else ''}")
+    print_table(
+        ("layer", *views),
+        [(layer, *(shown(cells.get((layer, view))) for view in views)) for layer in in_order(layers)],
+        1,
+    )
+
+
+def in_order(layers: Iterable[str]) -> list[str]:
+    """Layers as tables show them, shallow to deep: maps by name, then what is pooled of the last."""
+    pooled = whole_layers(("pool", "spp", "fc6", "fc7"))
+    return sorted(layers, key=lambda layer: (pooled.index(layer) + 1 if layer in pooled else 0, layer))
+
+
+def shown(one: Measured | None) -> str:
+    """A cell of a table."""
+    if one is None:
+        return "-"
+    return f"{100 * one.mean:.2f}" + (f" ± {100 * one.deviation:.2f}" if one.splits > 1 else "")

@@ -1,0 +1,244 @@
+"""What one task of classify does: train and test the SVMs of one layer of one view, in every split."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from jobs.classify import ClassifyConfig
+from jobs.image_features import layer_vectors
+from jobs.labels import ImageLabels
+from pipeline.classification import Split, image_ap, products
+from pipeline.phases import PhaseClock
+from pipeline.svm import LinearSvcSolver, SvmProblem, solve_products
+from storage.root import Root
+from storage.schemas import schema
+
+TEST = "test"
+HELD_OUT = "held out"
+
+
+@dataclass(frozen=True)
+class LayerTask:
+    """A layer of a view to measure. ``splits``: what it is tested on (``TEST`` or ``HELD_OUT``), the split's number,
+    and its rows of ``labels``."""
+
+    root: Root
+    keys: tuple[str, ...]
+    view: str
+    layer: str
+    levels: tuple[int, ...]
+    config: ClassifyConfig
+    labels: ImageLabels
+    splits: tuple[tuple[str, int, Split], ...]
+    threads: int
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """Rows of ``classification`` and ``image_scores``, seconds, and classes that did not converge."""
+
+    measured: pa.Table
+    scores: pa.Table
+    seconds: Mapping[str, float]
+    not_converged: int
+
+
+def measure_layer(work: LayerTask) -> LayerResult:
+    """Measure one layer of one view in every split."""
+    clock = PhaseClock()
+    labels, config = work.labels, work.config
+    used = np.unique(np.concatenate([rows for _, _, split in work.splits for rows in (split.train, split.test)]))
+    place = np.full(len(labels.image_ids), -1, np.int64)
+    place[used] = np.arange(len(used))
+    with clock.phase("read"):
+        ids = [labels.image_ids[row] for row in used]
+        vectors = layer_vectors(work.root, work.keys, work.view, work.layer, ids, work.levels)
+    machine = _machine(work, vectors, clock)
+    del vectors
+    problem = SvmProblem(C=config.C, positive_weight=1.0, bias=config.bias)
+    measured: list[dict[str, Any]] = []
+    scored: list[pa.Table] = []
+    unfinished = 0
+    for tested_on, number, split in work.splits:
+        with clock.phase("svm"):
+            scores, missed = machine.scores(split, place, problem)
+        unfinished += missed
+        with clock.phase("measure"):
+            rows = _by_rank(work, split, scores) if config.protocol == "voc07" else _by_name(work, split, scores)
+            measured += [{**row, "tested_on": tested_on, "split": number} for row in rows]
+            if tested_on == TEST:
+                scored.append(_scores(work, number, split, scores))
+    about = {"view": work.view, "layer": work.layer}
+    table = pa.Table.from_pylist([{**row, **about} for row in measured], schema=schema("classification"))
+    return LayerResult(table, pa.concat_tables(scored), clock.seconds, unfinished)
+
+
+class _Machine(ABC):
+    """SVMs of all classes on one split after another."""
+
+    def __init__(self, work: LayerTask) -> None:
+        self._work = work
+
+    def scores(self, split: Split, place: NDArray[np.int64], problem: SvmProblem) -> tuple[NDArray[np.float64], int]:
+        """Scores of the test images (n, K), -inf for a class that cannot be trained; classes that did not converge."""
+        labels = self._work.labels
+        scores = np.full((len(split.test), len(labels.class_names)), -np.inf)
+        alike: dict[bytes, list[int]] = {}  # classes that train on the same images
+        for column in range(len(labels.class_names)):
+            train = split.train[~labels.ignored[split.train, column]]
+            positive = labels.shows[train, column]
+            if positive.any() and not positive.all():
+                alike.setdefault(train.tobytes(), []).append(column)
+        missed = 0
+        for key, columns in alike.items():
+            train = np.frombuffer(key, np.int64)
+            found, unfinished = self.train_and_score(
+                place[train], place[split.test], labels.shows[train][:, columns], problem
+            )
+            scores[:, columns] = found
+            missed += unfinished
+        return scores, missed
+
+    @abstractmethod
+    def train_and_score(
+        self, train: NDArray[np.int64], test: NDArray[np.int64], positive: NDArray[np.bool_], problem: SvmProblem
+    ) -> tuple[NDArray[np.float64], int]:
+        """Scores (tests, K) of SVMs trained on rows of the vectors, and how many did not converge."""
+
+
+class _OfProducts(_Machine):
+    """Over the products of all images, computed once."""
+
+    def __init__(self, work: LayerTask, gram: NDArray[np.float32]) -> None:
+        super().__init__(work)
+        self._gram = gram
+
+    def train_and_score(
+        self, train: NDArray[np.int64], test: NDArray[np.int64], positive: NDArray[np.bool_], problem: SvmProblem
+    ) -> tuple[NDArray[np.float64], int]:
+        config, most = self._work.config, 10_000
+        coefficients, sweeps = solve_products(
+            self._gram[np.ix_(train, train)],
+            positive,
+            problem,
+            tolerance=config.tolerance,
+            max_iterations=most,
+            seed=config.seed,
+            threads=self._work.threads,
+        )
+        across = self._gram[np.ix_(test, train)] @ coefficients.astype(np.float32)
+        return across + problem.bias**2 * coefficients.sum(axis=0), int((sweeps >= most).sum())
+
+
+class _OfVectors(_Machine):
+    """Over the vectors, divided by their norms: where images are many and dimensions few."""
+
+    def __init__(self, work: LayerTask, vectors: NDArray[np.float32]) -> None:
+        super().__init__(work)
+        self._vectors = vectors
+
+    def train_and_score(
+        self, train: NDArray[np.int64], test: NDArray[np.int64], positive: NDArray[np.bool_], problem: SvmProblem
+    ) -> tuple[NDArray[np.float64], int]:
+        config = self._work.config
+        solver = LinearSvcSolver(config.tolerance, seed=config.seed)
+        examples: NDArray[np.float64] = self._vectors[train].astype(solver.dtype)
+        fits = [solver.fit(examples, column, problem) for column in positive.T]
+        weights = np.stack([fit.weight for fit in fits], axis=1)
+        scores = self._vectors[test] @ weights.astype(np.float32) + np.array([fit.bias for fit in fits])
+        return scores, sum(not fit.converged for fit in fits)
+
+
+def _machine(work: LayerTask, vectors: NDArray[np.float16], clock: PhaseClock) -> _Machine:
+    if uses_products(work.config, *vectors.shape):
+        with clock.phase("products"):
+            return _OfProducts(work, products(vectors))
+    with clock.phase("products"):
+        full = vectors.astype(np.float32)
+        norms = np.linalg.norm(full, axis=1, keepdims=True)
+        np.divide(full, norms, out=full, where=norms > 0)
+        return _OfVectors(work, full)
+
+
+def uses_products(config: ClassifyConfig, images: int, dim: int) -> bool:
+    """Whether the SVMs see the products of the images (``classify.solver``)."""
+    if config.solver != "auto":
+        return config.solver == "gram"
+    return images <= 2 * dim and memory_of_products(images, dim) <= config.memory_mb * 1e6
+
+
+def memory_of_products(images: int, dim: int) -> int:
+    """Bytes that a layer takes at its highest: its vectors, the products twice, and some columns in float32."""
+    return 2 * images * dim + 2 * 4 * images * images + 4 * images * 4096
+
+
+def _by_name(work: LayerTask, split: Split, scores: NDArray[np.float64]) -> Iterator[dict[str, Any]]:
+    """The share of each class's test images that is named rightly."""
+    labels = work.labels.single()[split.test]
+    right = scores.argmax(axis=1) == labels
+    for column, name in enumerate(work.labels.class_names):
+        own = labels == column
+        yield {
+            "class_name": name,
+            "images": len(labels),
+            "positives": int(own.sum()),
+            "accuracy": float(right[own].mean()) if own.any() else None,
+            "ap_11": None,
+            "ap_area": None,
+        }
+
+
+def _by_rank(work: LayerTask, split: Split, scores: NDArray[np.float64]) -> Iterator[dict[str, Any]]:
+    """Average precision of each class."""
+    images = [work.labels.image_ids[row] for row in split.test]
+    for column, name in enumerate(work.labels.class_names):
+        shows, ignored = work.labels.shows[split.test, column], work.labels.ignored[split.test, column]
+        result = image_ap(scores[:, column], images, shows, ignored)
+        yield {
+            "class_name": name,
+            "images": int((~ignored).sum()),
+            "positives": int(shows.sum()),
+            "accuracy": None,
+            "ap_11": result.ap_11,
+            "ap_area": result.ap_area,
+        }
+
+
+def _scores(work: LayerTask, number: int, split: Split, scores: NDArray[np.float64]) -> pa.Table:
+    """Of protocol voc07 every class of every test image, of the others the one that it is named."""
+    if work.config.protocol == "voc07":
+        rows, columns = np.nonzero(np.isfinite(scores))
+    else:
+        rows, columns = np.arange(len(scores)), scores.argmax(axis=1)
+    ids = pa.array([work.labels.image_ids[row] for row in split.test], pa.string())
+    names = pa.array(work.labels.class_names, pa.string())
+    count = len(rows)
+    return pa.table(
+        [
+            ids.take(pa.array(rows)),
+            pa.array([work.view] * count, pa.string()),
+            pa.array([work.layer] * count, pa.string()),
+            pa.array(np.full(count, number, np.int32)),
+            names.take(pa.array(columns)),
+            pa.array(scores[rows, columns].astype(np.float32)),
+        ],
+        schema=schema("image_scores"),
+    )
+
+
+def class_means(table: pa.Table, column: str) -> dict[tuple[str, str, str], list[float]]:
+    """(view, layer, tested on) to the mean over classes of a column, split by split; classes without a value aside."""
+    values: dict[tuple[str, str, str], dict[int, list[float]]] = {}
+    wanted: Sequence[str] = ["view", "layer", "tested_on", "split", column]
+    for row in table.select(wanted).to_pylist():
+        if row[column] is not None:
+            key = (row["view"], row["layer"], row["tested_on"])
+            values.setdefault(key, {}).setdefault(row["split"], []).append(row[column])
+    return {key: [float(np.mean(splits[n])) for n in sorted(splits)] for key, splits in values.items()}
