@@ -14,17 +14,22 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.classifying import Measured, classify, in_order, measured_layers, shown
+from jobs.classifying import Measured, check_layers, classify, in_order, measured_layers, shown
 from jobs.config import RunConfig
 from jobs.errors import UsageError
+from jobs.extract import load_body
 from jobs.printing import markdown_table, print_table
 from jobs.recording import say
 from jobs.stages import Invocation
 from pipeline.image_view import View
+from pipeline.whole_image import POOL_LEVEL
+
+_ABSENT = {"classify": (), "no-spp": ("spp",), "random": ("fc6", "fc7")}
+"""Layers that a kind of weights does not have: a network without SPP its pyramid, random weights a classifier."""
 
 
 @dataclass(frozen=True)
@@ -61,33 +66,29 @@ def make_table(invocation: Invocation, random: bool) -> ClassificationTable:
     full = [view for view in config.views if not View.parse(view).fixed]
     if "crop" not in config.views or not full:
         raise UsageError("classify.views: the table needs crop and a full view, such as [crop, full-224, full-392]")
-    columns: list[Column] = []
-    codes = []
-    changes: dict[str, dict[str, Any]]
-    if config.no_spp_weights is not None:
-        kept = None if config.layers is None else tuple(layer for layer in config.layers if layer != "spp")
-        changes = {
-            "features": {"weights": config.no_spp_weights},
-            "classify": {"views": ("crop",), "layers": kept},
-        }
-        cells, code = _cells(invocation, "no-spp", changes)
-        columns += [Column("no SPP, crop", *_of(cells, "crop", without=("spp",)))]
-        codes.append(code)
-    cells, code = _cells(invocation, "classify", {})
-    codes.append(code)
-    columns += [Column("SPP, crop", *_of(cells, "crop"))]
-    if "warp" in config.views:
-        columns.append(Column("SPP, warp", *_of(cells, "warp")))
-    columns.append(Column(f"SPP, {_in_words(full[0])}", *_of(cells, full[0])))
-    if len(full) > 1:
-        best = best_view(cells.measured, full)
-        columns.append(Column(f"SPP, {_in_words(best)} (best)", *_of(cells, best)))
+    kinds: dict[str, dict[str, dict[str, Any]]] = {"classify": {}}
+    if config.no_spp_weights is not None:  # its fc6 takes the 6 x 6 level alone
+        features = {"weights": config.no_spp_weights, "pyramid": (POOL_LEVEL,)}
+        kinds = {"no-spp": {"features": features, "classify": {"views": ("crop",)}}, **kinds}
     if random:
-        changes = {"features": {"weights": "random"}, "classify": {"views": ("crop", full[0])}}
-        cells, code = _cells(invocation, "random", changes)
-        codes.append(code)
-        for view in ("crop", full[0]):
-            columns.append(Column(f"random, {_in_words(view)}", *_of(cells, view)))
+        kinds["random"] = {"features": {"weights": "random"}, "classify": {"views": ("crop", full[0])}}
+    configs = {name: _changed(invocation.config, changes, leave_out=_ABSENT[name]) for name, changes in kinds.items()}
+    for changed in configs.values():  # all of them before the first takes hours
+        check_layers(changed, load_body(changed.features))
+    cells = {name: _cells(invocation, name, changed) for name, changed in configs.items()}
+    columns: list[Column] = []
+    if "no-spp" in cells:
+        columns.append(Column("no SPP, crop", *_of(cells["no-spp"], "crop", without=("spp",))))
+    columns.append(Column("SPP, crop", *_of(cells["classify"], "crop")))
+    if "warp" in config.views:
+        columns.append(Column("SPP, warp", *_of(cells["classify"], "warp")))
+    columns.append(Column(f"SPP, {_in_words(full[0])}", *_of(cells["classify"], full[0])))
+    if len(full) > 1:
+        best = best_view(cells["classify"].measured, full)
+        columns.append(Column(f"SPP, {_in_words(best)} (best)", *_of(cells["classify"], best)))
+    if "random" in cells:
+        columns += [Column(f"random, {_in_words(v)}", *_of(cells["random"], v)) for v in ("crop", full[0])]
+    codes = [run.exit_code for run in cells.values()]
     what = "mean AP (11-point, %)" if config.protocol == "voc07" else "mean class accuracy (%)"
     return ClassificationTable(what, tuple(columns), max(codes))
 
@@ -105,17 +106,28 @@ def best_view(measured: Sequence[Measured], views: Sequence[str]) -> str:
 class _Run:
     name: str
     measured: list[Measured]
+    exit_code: int
 
 
-def _cells(invocation: Invocation, name: str, changes: dict[str, dict[str, Any]]) -> tuple[_Run, int]:
-    values = invocation.config.model_dump(mode="json")
+def _changed(config: RunConfig, changes: Mapping[str, dict[str, Any]], leave_out: Sequence[str]) -> RunConfig:
+    """A config with other values, without the layers that it cannot have."""
+    values = config.model_dump(mode="json")
     for section, changed in changes.items():
         values[section] = {**values[section], **changed}
+    layers = config.classify.layers
+    if layers is not None and leave_out:
+        kept = [layer for layer in layers if layer not in leave_out]
+        if not kept:
+            raise UsageError(f"classify.layers: {', '.join(layers)} leave a column of the table empty; add pool")
+        values["classify"]["layers"] = kept
+    return RunConfig.model_validate(values)
+
+
+def _cells(invocation: Invocation, name: str, config: RunConfig) -> _Run:
     run = f"{invocation.name}.{name}"
     say(f"table: {run}")
-    config = RunConfig.model_validate(values)
     record = classify(Invocation(config, invocation.root, run, invocation.argv))
-    return _Run(run, measured_layers(record)), record.exit_code or 0
+    return _Run(run, measured_layers(record), record.exit_code or 0)
 
 
 def _of(run: _Run, view: str, without: Sequence[str] = ()) -> tuple[str, str, dict[str, Measured]]:

@@ -64,7 +64,7 @@ class ClassifyConfig(Settings):
     """Of the splits."""
     held_out: float = Field(0.2, gt=0, lt=1)
     """Share of the training images on which the best short side of full views is chosen."""
-    memory_mb: int = Field(6000, ge=64)
+    memory_mb: int = Field(6000, ge=1)
     """Memory of one task: the vectors of a layer and view, and the products of all images."""
     no_spp_weights: str | None = None
     """Of `spp table --classification`: weights of the body trained without SPP, for the first column."""
@@ -102,8 +102,15 @@ def image_features_method(
 
 
 def classify_method(
-    config: ClassifyConfig, features: DatasetRecord, layers: Sequence[str], labels: Mapping[str, Sequence[Any]]
+    config: ClassifyConfig,
+    features: DatasetRecord,
+    layers: Sequence[str],
+    labels: Mapping[str, Sequence[Any]],
+    splits: Sequence[Sequence[Sequence[str]]],
 ) -> str:
-    """The method id of ``classification`` and ``image_scores``; ``labels``: image to its splits and classes."""
-    also = [digest(canonical_json(dict(sorted(labels.items()))))]
+    """The method id of ``classification`` and ``image_scores``.
+
+    ``labels``: image to its classes; ``splits``: the images that each trains on and is tested on.
+    """
+    also = [digest(canonical_json(dict(sorted(labels.items())))), digest(canonical_json(list(splits)))]
     return reduce_method("classify", VERSION, {**config.measuring(), "layers": list(layers)}, [features], also)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +23,9 @@ from jobs.measuring import (
     TEST,
     LayerResult,
     LayerTask,
+    choose_solver,
     class_means,
     measure_layer,
-    memory_of_products,
-    uses_products,
 )
 from jobs.printing import print_table
 from jobs.recording import begin, make_index, recorded, say
@@ -40,11 +39,11 @@ from jobs.upstream import failed_in, image_files
 from jobs.versions import PRODUCER
 from jobs.view_actor import ViewActor, ViewShard
 from jobs.works import actor_crew
-from pipeline.bodies import load_classifier
+from pipeline.bodies import Body, load_classifier
 from pipeline.classification import Split, SplitError, held_out_split, random_split
 from pipeline.head import pretrained_head
 from pipeline.image_view import View
-from pipeline.whole_image import layers_of, whole_layers
+from pipeline.whole_image import POOL_LEVEL, layers_of, whole_layers
 from storage.commits import LedgerRow
 from storage.manifest import recorded_manifest
 from storage.root import Root, is_local
@@ -69,35 +68,39 @@ class Measured:
     held_out: float | None = None
 
 
-def classify(invocation: Invocation) -> RunRecord:
+def classify(invocation: Invocation, retry: bool = False) -> RunRecord:
     """Do the protocol of ``classify``, but for what is there; returns the run's record.
 
-    Raises UsageError for a layer that the body has not or images that a protocol cannot use, RunFailed if it had to
-    stop. What was committed stays.
+    ``retry``: shards in which an image failed are made again. Raises UsageError for a layer that the body has not or
+    images that a protocol cannot use, RunFailed if it had to stop. What was committed stays.
     """
     check_run_name(invocation.name)
     invocation.root.check_writable()
     config = invocation.config
     body = load_body(config.features)
-    layers = _layers(config, body)
+    layers = check_layers(config, body)
     record = begin(invocation)
     local = {"root": invocation.root.url} if invocation.root.is_local else {}
     if is_local(config.dataset.path):
         local["dataset.path"] = config.dataset.path
     with RaySession(config.execution, local) as session, recorded(invocation.root, record):
         index = make_index(invocation, record)
-        _splits(config, ImageLabels.of(index))  # what the protocol cannot use is said before hours of work
-        made = _image_features(invocation, record, index, body, layers, session)
+        # what cannot be done is said before hours of work
+        lengths = _layer_lengths(config, body, layers)
+        labels = ImageLabels.of(index)
+        _solvers(config, labels, _splits(config, labels), layers, lengths)
+        made = _image_features(invocation, record, index, body, layers, lengths, session, retry)
         if made.manifest != getattr(record.datasets.get("image_features"), "manifest", None):
             for name in ("classification", "image_scores"):  # an interrupt now must not leave them beside other layers
                 record.datasets.pop(name, None)
         record.datasets["image_features"] = made
-        record.datasets.update(_classification(invocation, record, index, body, layers, session))
+        record.datasets.update(_classification(invocation, record, index, layers, lengths, session))
         record.holds = []
     return record
 
 
-def _layers(config: RunConfig, body: LoadedBody) -> tuple[str, ...]:
+def check_layers(config: RunConfig, body: LoadedBody) -> tuple[str, ...]:
+    """The layers that a config asks for, shallow to deep. UsageError for one that there is not."""
     there = layers_of(body.spec, config.features.pyramid, bool(body.classifier))
     wanted = config.classify.layers or there
     for layer in wanted:
@@ -117,7 +120,9 @@ def _image_features(
     index: Index,
     body: LoadedBody,
     layers: tuple[str, ...],
+    lengths: Mapping[str, int],
     session: RaySession,
+    retry: bool,
 ) -> DatasetRecord:
     """The layers of every image, but for the shards that are there."""
     config, root = invocation.config, invocation.root
@@ -141,26 +146,39 @@ def _image_features(
         images = tuple(files[image_id] for image_id in shard.image_ids)
         return ViewShard(root, method, shard.key, revision, images, views, stored, metadata, trial)
 
-    planned = list(shards(index.digests(), _image_bytes(config, body, stored)))
+    planned = list(shards(index.digests(), _image_bytes(config, stored, lengths)))
     dataset = ShardedDataset("image_features", method, planned, make)
 
     def crew() -> Any:
         session.ready()  # before the first put, which would start a Ray of its own
         return actor_crew(invocation, session, body, ViewActor, "show", ray.put(_head(config, body, stored)))
 
-    return make_shards(invocation, "classify", [dataset], crew)["image_features"]
+    return make_shards(invocation, "classify", [dataset], crew, retry)["image_features"]
 
 
-def _image_bytes(config: RunConfig, body: LoadedBody, stored: Sequence[str]) -> int:
-    """What an image's rows take, roughly."""
-    cells = body.spec.map_length(224) ** 2
-    sizes = {layer: cells * body.spec.tap_channels.get(layer, body.spec.channels) for layer in stored}
-    sizes |= {"spp": vector_length(config.features, body), "fc6": 4096, "fc7": 4096}
+def _image_bytes(config: RunConfig, stored: Sequence[str], lengths: Mapping[str, int]) -> int:
+    """What an image's rows take."""
     return sum(
-        2 * sizes[layer]
+        2 * lengths[layer]
         for view in config.classify.views
         for layer in (stored if View.parse(view).fixed else whole_layers(stored))
     )
+
+
+def _layer_lengths(config: RunConfig, body: LoadedBody, layers: Sequence[str]) -> dict[str, int]:
+    """Layer to the length of its vectors, of views of a fixed size: from one pass of the body over nothing."""
+    side = body.spec.input_size
+    network = Body(body.spec, body.state)
+    names = [layer for layer in (*body.spec.taps, body.spec.last) if layer in layers]
+    blank = network.preprocess(np.zeros((side, side, 3), np.uint8))
+    lengths = {name: values[0].numel() for name, values in network.layers_of(blank, names).items()}
+    pooled = vector_length(config.features, body)
+    lengths |= {"spp": pooled, "pool": POOL_LEVEL**2 * body.spec.channels}
+    if {"fc6", "fc7"}.intersection(layers):
+        classifier = load_classifier(body.spec, config.features.weights)
+        assert classifier is not None
+        lengths |= {name: len(classifier.state[f"{name}.bias"]) for name in ("fc6", "fc7")}
+    return lengths
 
 
 def _head(config: RunConfig, body: LoadedBody, stored: Sequence[str]) -> Mapping[str, Any]:
@@ -180,20 +198,21 @@ def _classification(
     invocation: Invocation,
     record: RunRecord,
     index: Index,
-    body: LoadedBody,
     layers: tuple[str, ...],
+    lengths: Mapping[str, int],
     session: RaySession,
 ) -> dict[str, DatasetRecord]:
     """What is measured, and the scores behind it; unless they are there."""
     config, root = invocation.config, invocation.root
     features = dataset_record(record, "image_features")
     labels = ImageLabels.of(index, failed_in(root, record, ("image_features",)))
-    method = classify_method(config.classify, features, layers, labels.identity())
-    hold(root, record, [f"{name}/{method}" for name in ("classification", "image_scores")])
     splits = _splits(config, labels)
+    named = [[[labels.image_ids[row] for row in rows] for rows in (one.train, one.test)] for _, one in splits]
+    method = classify_method(config.classify, features, layers, labels.identity(), named)
+    hold(root, record, [f"{name}/{method}" for name in ("classification", "image_scores")])
     made = {name: done_already(root, "classify", name, method) for name in ("classification", "image_scores")}
     if any(entry is None for entry in made.values()):
-        results, notes = _measure(invocation, record, labels, body, layers, splits, session)
+        results, notes = _measure(invocation, record, labels, layers, lengths, splits, session)
         made = _publish(invocation, method, results, notes)
     found = {name: entry for name, entry in made.items() if entry is not None}
     manifest = recorded_manifest(root, record.model_copy(update={"datasets": found}), "classification")
@@ -223,10 +242,14 @@ def _splits(config: RunConfig, labels: ImageLabels) -> list[tuple[int, Split]]:
                 f"dataset: image {labels.image_ids[both[0]]!r} is in a training and in a test split; results on images "
                 f"that were trained on say nothing"
             )
-        if classify.protocol == "folder":
-            _single(labels)
+        _check_classes(config, labels, train, test)
         return [(0, Split(train, test))]
     single = _single(labels)
+    if len(labels.class_names) < 2:
+        raise UsageError(
+            f"dataset.path: the images are of {len(labels.class_names)} class ({', '.join(labels.class_names)}), and "
+            f"two or more can be told apart; does {config.dataset.path!r} hold the class folders themselves?"
+        )
     try:
         return [
             (
@@ -246,6 +269,24 @@ def _splits(config: RunConfig, labels: ImageLabels) -> list[tuple[int, Split]]:
         raise UsageError(f"classify.train_per_class: {error}; lower it, or leave the class out") from error
 
 
+def _check_classes(config: RunConfig, labels: ImageLabels, train: np.ndarray, test: np.ndarray) -> None:
+    """UsageError for own splits on which nothing, or nonsense, would be measured."""
+    if config.classify.protocol == "folder":
+        _single(labels)
+        unknown = np.flatnonzero(labels.shows[test].any(axis=0) & ~labels.shows[train].any(axis=0))
+        if len(unknown):
+            raise UsageError(
+                f"dataset: class {labels.class_names[unknown[0]]!r} has images to test on and none to train on; add "
+                f"some, or leave it out with dataset.classes"
+            )
+    for key, rows in (("train_splits", train), ("test_splits", test)):
+        if not labels.shows[rows].any():
+            raise UsageError(
+                f"dataset.{key}: no image of {', '.join(getattr(config.dataset, key))} shows an object; are the "
+                f"annotations there?"
+            )
+
+
 def _single(labels: ImageLabels) -> np.ndarray:
     try:
         return labels.single()
@@ -253,12 +294,36 @@ def _single(labels: ImageLabels) -> np.ndarray:
         raise UsageError(f"classify.protocol: {error}; use protocol voc07 for images that show several") from error
 
 
+Place = tuple[str, str]
+"""A view and a layer."""
+
+
+def _solvers(
+    config: RunConfig,
+    labels: ImageLabels,
+    splits: Sequence[tuple[int, Split]],
+    layers: Sequence[str],
+    lengths: Mapping[str, int],
+) -> dict[Place, tuple[Literal["gram", "sklearn"], int]]:
+    """View and layer to the solver and its bytes. UsageError where none fits into the memory."""
+    rows = [part for _, split in splits for part in (split.train, split.test)]
+    images, train = len(np.unique(np.concatenate(rows))), max(len(split.train) for _, split in splits)
+    found = {}
+    for view in config.classify.views:
+        for layer in layers if View.parse(view).fixed else whole_layers(layers):
+            try:
+                found[view, layer] = choose_solver(config.classify, images, train, lengths[layer])
+            except ValueError as error:
+                raise UsageError(f"classify: layer {layer}: {error}") from error
+    return found
+
+
 def _measure(
     invocation: Invocation,
     record: RunRecord,
     labels: ImageLabels,
-    body: LoadedBody,
     layers: Sequence[str],
+    lengths: Mapping[str, int],
     splits: Sequence[tuple[int, Split]],
     session: RaySession,
 ) -> tuple[list[LayerResult], list[LedgerRow]]:
@@ -268,36 +333,27 @@ def _measure(
     sized = [view for view in config.classify.views if not View.parse(view).fixed]
     chosen_on = _chosen_on(config, labels, splits) if len(sized) > 1 else []
     resources = session.ready()
-    places = [
-        (view, layer)
-        for view in config.classify.views
-        for layer in (layers if View.parse(view).fixed else whole_layers(layers))
-    ]
-    threads = max(1, min(resources.node_cpus, resources.cpus // len(places)))
+    solvers = _solvers(config, labels, splits, layers, lengths)
+    threads = max(1, min(resources.node_cpus, resources.cpus // len(solvers)))
     shared = ray.put(labels)
     refs = {}
-    for view, layer in places:
+    for (view, layer), (solver, needed) in solvers.items():
         tested = [(TEST, number, split) for number, split in splits]
         if view in sized:
             tested += [(HELD_OUT, number, split) for number, split in chosen_on]
-        images, dim = len(labels.image_ids), _dim(config, body, layer)
-        needed = memory_of_products(images, dim)
-        if config.classify.solver == "gram" and needed > config.classify.memory_mb * 1e6:
-            raise UsageError(
-                f"classify.memory_mb: the products of {images} images need {needed / 1e6:.0f} MB; raise it, or use "
-                f"classify.solver: sklearn"
-            )
-        if not uses_products(config.classify, images, dim):
-            say(f"classify: {view} {layer}: {images} images by LinearSVC")
+        if solver == "sklearn":
+            say(f"classify: {view} {layer}: by LinearSVC on the vectors")
         task = as_task(_measure_task, num_cpus=threads, memory=min(needed, resources.node_memory // 2))
         work = (root, keys, view, layer, config.features.pyramid, config.classify)
-        refs[task.remote(work, shared, tuple(tested), threads)] = (view, layer)
+        refs[task.remote(work, shared, tuple(tested), solver, threads)] = (view, layer)
     return _gathered(config, refs)
 
 
-def _measure_task(work: tuple[Any, ...], labels: ImageLabels, splits: Any, threads: int) -> LayerResult:
+def _measure_task(
+    work: tuple[Any, ...], labels: ImageLabels, splits: Any, solver: Literal["gram", "sklearn"], threads: int
+) -> LayerResult:
     root, keys, view, layer, levels, config = work
-    return measure_layer(LayerTask(root, keys, view, layer, levels, config, labels, splits, threads))
+    return measure_layer(LayerTask(root, keys, view, layer, levels, config, labels, splits, solver, threads))
 
 
 def _gathered(config: RunConfig, refs: Mapping[Any, tuple[str, str]]) -> tuple[list[LayerResult], list[LedgerRow]]:
@@ -367,17 +423,6 @@ def _chosen_on(config: RunConfig, labels: ImageLabels, splits: Sequence[tuple[in
         return [(number, held_out_split(first, split.train, share, seed)) for number, split in splits]
     except SplitError as error:
         raise UsageError(f"classify.views: {error}; give a single full view, or more training images") from error
-
-
-def _dim(config: RunConfig, body: LoadedBody, layer: str) -> int:
-    """Length of a layer's vectors; of the fully connected ones as they mostly are."""
-    if layer in ("fc6", "fc7"):
-        return 4096
-    if layer in ("pool", "spp"):
-        bins = 36 if layer == "pool" else vector_length(config.features, body) // body.spec.channels
-        return bins * body.spec.channels
-    side = body.spec.map_length(body.spec.input_size)
-    return side * side * body.spec.tap_channels.get(layer, body.spec.channels)
 
 
 def _summary(root: Root, keys: Sequence[str], config: RunConfig) -> list[dict[str, Any]]:

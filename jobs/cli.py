@@ -409,6 +409,8 @@ def table(
     """The paper's tables: detection, layers by scales, or classification, layers by views; runs what is missing."""
     invocation = _invocation(config, root, run_name, set_)
     if classification:
+        if only_print:
+            raise UsageError("--only-print: the table of --classification runs what is missing; leave one of them out")
         from jobs import classification_table
 
         shown = classification_table.make_table(invocation, random)
@@ -437,13 +439,14 @@ def classify(
     root: RootOption = None,
     run_name: RunOption = None,
     set_: SetOption = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try the images that failed again.")] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Whole images by linear SVMs: VOC 2007's and Caltech-101's protocols, layers by views."""
     from jobs import classifying
 
     invocation = _invocation(config, root, run_name, set_)
-    record = classifying.classify(invocation)
+    record = classifying.classify(invocation, retry)
     classifying.print_classification(record)
     print_failed(invocation.root, record)
     print_json(

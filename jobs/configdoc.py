@@ -33,8 +33,8 @@ _INTRODUCTIONS = {
     "bbox": "Each key changes the box regressors, and so the detections and metrics.",
     "detect": "Each key changes the detections.",
     "evaluate": "Each key changes the metrics.",
-    "classify": "Whole images. `views` and `layers` change what is stored of an image, all others but `memory_mb` "
-    "what is measured of that.",
+    "classify": "Whole images. `views` and `layers` change what is stored of an image, the others what is measured of "
+    "that, but for `memory_mb`, which may choose the solver, and `no_spp_weights`.",
     "pretrain": "Training a body on whole images; each key changes the network, but for those that say otherwise.",
     "execution": "How and where the work runs. Nothing here changes any result.",
 }

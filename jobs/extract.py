@@ -20,7 +20,7 @@ from jobs.imagefile import ImageFile
 from jobs.settings import ADDED_LATER, Settings
 from jobs.trial import Trial
 from storage.commits import CommitName, Upstream
-from storage.identity import method_id
+from storage.identity import canonical_json, digest, method_id
 from storage.root import Root
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ class FeaturesConfig(Settings):
 class LoadedBody:
     """What the driver knows of a body: enough to name methods and to hand the weights to the actors.
 
-    ``classifier``: digest of the fully connected layers that came with the weights; empty without.
+    ``classifier``: digest of the fully connected layers that came with the weights, and of the order that they take
+    vectors in; empty without.
     """
 
     spec: BodySpec
@@ -143,7 +144,15 @@ def load_body(config: FeaturesConfig) -> LoadedBody:
         raise UsageError(f"features.body: {error}") from error
     except WeightsError as error:
         raise UsageError(f"features.weights: {error}") from error
-    return LoadedBody(spec, state, weights_digest(state), weights_digest(classifier.state) if classifier else "")
+    told = ""
+    if classifier is not None:
+        told = weights_digest(classifier.state)
+        if (classifier.levels, classifier.order) != (
+            (6,),
+            "channel-major",
+        ):  # torchvision's, named before there were others
+            told = digest(canonical_json([told, list(classifier.levels), classifier.order]))
+    return LoadedBody(spec, state, weights_digest(state), told)
 
 
 def vector_length(config: FeaturesConfig, body: LoadedBody) -> int:

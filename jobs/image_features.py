@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.pyramid import bin_count
 from pipeline.whole_image import pool_part
 from storage.root import Root
-from storage.scan import scan_file
+from storage.scan import scan_where
 from storage.schemas import VECTOR_COLUMN
+
+_READERS = 4
 
 
 def stored_layer(layer: str) -> str:
@@ -26,19 +31,25 @@ def layer_vectors(
     Only the row groups of that view and layer are read. Raises ValueError if an image has none.
     """
     place = {image_id: row for row, image_id in enumerate(image_ids)}
-    found: NDArray[np.float16] | None = None
+    made: list[NDArray[np.float16]] = []
     missing = set(image_ids)
-    where = {"view": view, "layer": stored_layer(layer)}
-    for key in keys:
-        for table in scan_file(root, key, ["image_id", "channels", VECTOR_COLUMN], image_ids, where):
-            image_id = table["image_id"][0].as_py()
-            values = table[VECTOR_COLUMN].combine_chunks().values.to_numpy(zero_copy_only=True)
+    lock = threading.Lock()
+
+    def read(key: str) -> None:
+        for image_id, column in scan_where(root, key, VECTOR_COLUMN, {"view": view, "layer": stored_layer(layer)}):
+            if image_id not in place:
+                continue
+            values = column.values.to_numpy(zero_copy_only=True)
             if layer == "pool":
-                values = values[pool_part(table["channels"][0].as_py(), levels)]
-            if found is None:
-                found = np.empty((len(image_ids), len(values)), np.float16)
-            found[place[image_id]] = values
-            missing.discard(image_id)
-    if missing or found is None:
+                values = values[pool_part(len(values) // bin_count(levels), levels)]
+            with lock:
+                if not made:
+                    made.append(np.empty((len(image_ids), len(values)), np.float16))
+                missing.discard(image_id)
+            made[0][place[image_id]] = values
+
+    with ThreadPoolExecutor(_READERS) as readers:  # of a far store: a request waits for its answer
+        list(readers.map(read, keys))
+    if missing or not made:
         raise ValueError(f"layer {layer} of view {view} is not stored for image {min(missing)!r}")
-    return found
+    return made[0]

@@ -78,7 +78,9 @@ def _decoded_sizes(size: tuple[int, int], least: int | None) -> list[tuple[int, 
 
 _ROW = re.compile(r"(?P<file>.+\.parquet)#(?P<column>.+)/(?P<group>\d+)\.(?P<row>\d+)")
 _GROUPS = 4
-"""Row groups of images that a process keeps at hand; a data set is gone through group by group."""
+_GROUP_BYTES = 500_000_000
+"""Row groups of images that a process keeps at hand, at most, and bytes of all but the newest; a data set is gone
+through group by group."""
 
 _kept: OrderedDict[tuple[str, str, str, int], pa.ChunkedArray] = OrderedDict()
 _keeping = threading.Lock()
@@ -110,7 +112,7 @@ def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
         if key not in _kept:
             with fs.open(found["file"], "rb") as file:
                 _kept[key] = _image_column(pq.ParquetFile(file), found["column"], int(found["group"]))
-            while len(_kept) > _GROUPS:
+            while len(_kept) > _GROUPS or (len(_kept) > 1 and sum(v.nbytes for v in _kept.values()) > _GROUP_BYTES):
                 _kept.popitem(last=False)
         _kept.move_to_end(key)
         values = _kept[key]

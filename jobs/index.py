@@ -59,7 +59,7 @@ class DatasetConfig(Settings):
     test_splits: tuple[str, ...] = Field(("test",), json_schema_extra=NOT_IDENTITY)
     """Splits that are only ever tested on."""
     classes: tuple[str, ...] | None = Field(None, json_schema_extra=NOT_IDENTITY)
-    """Classes whose objects are kept; every class of the annotations by default."""
+    """Classes whose objects are kept, in the layouts folder and table whose images; every class by default."""
     digest: Literal["content", "listing"] = "content"
     """An image's identity: its bytes, or (for very large stores) its listing: size and time or ETag."""
     storage_options: dict[str, Any] = Field(default_factory=dict, json_schema_extra=NOT_IDENTITY)
@@ -219,6 +219,8 @@ def _list_entries(config: DatasetConfig) -> tuple[dict[str, Entry], fsspec.Abstr
         devkits = _devkits(fs, path)
     except FileNotFoundError:
         raise UsageError(f"dataset.path: {config.path!r} does not exist") from None
+    except UsageError:
+        raise
     except store_errors(ImportError, ValueError) as error:
         raise UsageError(f"dataset.path: {config.path!r} cannot be read: {error}") from error
     if not devkits:
@@ -276,8 +278,9 @@ def _labelled(fs: fsspec.AbstractFileSystem, path: str, config: DatasetConfig) -
     if not fs.exists(path):
         raise FileNotFoundError(path)
     if config.layout == "folder":
-        return folder_entries(fs, path, config.path, config.splits)
-    return table_entries(fs, path, config.path, config.splits, config.image_column, config.label_column)
+        return folder_entries(fs, path, config.path, config.splits, config.classes)
+    columns = config.image_column, config.label_column
+    return table_entries(fs, path, config.path, config.splits, *columns, config.classes)
 
 
 def _duplicate(image_id: str, devkit: str) -> str:

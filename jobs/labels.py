@@ -57,10 +57,9 @@ class ImageLabels:
         return self.shows.argmax(axis=1).astype(np.int64)
 
     def identity(self) -> Mapping[str, Sequence[Sequence[str]]]:
-        """Image to its splits and classes, difficult ones apart: what results depend on, as JSON values."""
+        """Image to its classes, difficult ones apart: what results depend on, as JSON values."""
         return {
             image_id: [
-                list(self.splits[row]),
                 [self.class_names[column] for column in np.flatnonzero(self.shows[row])],
                 [self.class_names[column] for column in np.flatnonzero(self.ignored[row])],
             ]

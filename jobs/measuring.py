@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,8 @@ from pipeline.phases import PhaseClock
 from pipeline.svm import LinearSvcSolver, SvmProblem, solve_products
 from storage.root import Root
 from storage.schemas import schema
+
+_BLOCK = 1024
 
 TEST = "test"
 HELD_OUT = "held out"
@@ -37,6 +39,7 @@ class LayerTask:
     config: ClassifyConfig
     labels: ImageLabels
     splits: tuple[tuple[str, int, Split], ...]
+    solver: Literal["gram", "sklearn"]
     threads: int
 
 
@@ -60,7 +63,8 @@ def measure_layer(work: LayerTask) -> LayerResult:
     with clock.phase("read"):
         ids = [labels.image_ids[row] for row in used]
         vectors = layer_vectors(work.root, work.keys, work.view, work.layer, ids, work.levels)
-    machine = _machine(work, vectors, clock)
+    with clock.phase("products"):
+        machine = _OfProducts(work, products(vectors)) if work.solver == "gram" else _OfVectors(work, vectors)
     del vectors
     problem = SvmProblem(C=config.C, positive_weight=1.0, bias=config.bias)
     measured: list[dict[str, Any]] = []
@@ -138,11 +142,14 @@ class _OfProducts(_Machine):
 
 
 class _OfVectors(_Machine):
-    """Over the vectors, divided by their norms: where images are many and dimensions few."""
+    """Over the vectors themselves: where images are many and dimensions few."""
 
-    def __init__(self, work: LayerTask, vectors: NDArray[np.float32]) -> None:
+    def __init__(self, work: LayerTask, vectors: NDArray[np.float16]) -> None:
         super().__init__(work)
         self._vectors = vectors
+        norms = [np.linalg.norm(part.astype(np.float32), axis=1) for part in self._blocks(np.arange(len(vectors)))]
+        self._norms = np.concatenate(norms)
+        self._norms[self._norms == 0] = 1
 
     def train_and_score(
         self, train: NDArray[np.int64], test: NDArray[np.int64], positive: NDArray[np.bool_], problem: SvmProblem
@@ -150,33 +157,41 @@ class _OfVectors(_Machine):
         config = self._work.config
         solver = LinearSvcSolver(config.tolerance, seed=config.seed)
         examples: NDArray[np.float64] = self._vectors[train].astype(solver.dtype)
+        examples /= self._norms[train, None]
         fits = [solver.fit(examples, column, problem) for column in positive.T]
-        weights = np.stack([fit.weight for fit in fits], axis=1)
-        scores = self._vectors[test] @ weights.astype(np.float32) + np.array([fit.bias for fit in fits])
-        return scores, sum(not fit.converged for fit in fits)
+        weights = np.stack([fit.weight for fit in fits], axis=1).astype(np.float32)
+        products = np.concatenate([part.astype(np.float32) @ weights for part in self._blocks(test)])
+        biases = np.array([fit.bias for fit in fits])
+        return products / self._norms[test, None] + biases, sum(not fit.converged for fit in fits)
+
+    def _blocks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float16]]:
+        """Some vectors, a few at a time: in float32 all would be twice as large."""
+        for start in range(0, max(1, len(rows)), _BLOCK):
+            yield self._vectors[rows[start : start + _BLOCK]]
 
 
-def _machine(work: LayerTask, vectors: NDArray[np.float16], clock: PhaseClock) -> _Machine:
-    if uses_products(work.config, *vectors.shape):
-        with clock.phase("products"):
-            return _OfProducts(work, products(vectors))
-    with clock.phase("products"):
-        full = vectors.astype(np.float32)
-        norms = np.linalg.norm(full, axis=1, keepdims=True)
-        np.divide(full, norms, out=full, where=norms > 0)
-        return _OfVectors(work, full)
+def choose_solver(config: ClassifyConfig, images: int, train: int, dim: int) -> tuple[Literal["gram", "sklearn"], int]:
+    """The solver of a layer (``classify.solver``) and the bytes that it takes at its highest.
 
-
-def uses_products(config: ClassifyConfig, images: int, dim: int) -> bool:
-    """Whether the SVMs see the products of the images (``classify.solver``)."""
+    ``train``: images that are trained on at once, at most. Raises ValueError where none fits ``classify.memory_mb``.
+    """
+    most = config.memory_mb * 1_000_000
+    needs: dict[Literal["gram", "sklearn"], int] = {
+        "gram": 2 * images * dim + 2 * 4 * images * images + 4 * images * 4096,  # vectors, products twice, some columns
+        "sklearn": 2 * images * dim + LinearSvcSolver().bytes_needed(train, dim),
+    }
+    order: tuple[Literal["gram", "sklearn"], ...] = ("gram", "sklearn") if images <= 2 * dim else ("sklearn", "gram")
     if config.solver != "auto":
-        return config.solver == "gram"
-    return images <= 2 * dim and memory_of_products(images, dim) <= config.memory_mb * 1e6
-
-
-def memory_of_products(images: int, dim: int) -> int:
-    """Bytes that a layer takes at its highest: its vectors, the products twice, and some columns in float32."""
-    return 2 * images * dim + 2 * 4 * images * images + 4 * images * 4096
+        order = (config.solver,)
+    for solver in order:
+        if needs[solver] <= most:
+            return solver, needs[solver]
+    least = min(needs[solver] for solver in order)
+    raise ValueError(
+        f"{images} images, {train} of them to train on, by {' or '.join(order)} with {dim} numbers each take "
+        f"{least / 1e6:,.0f} MB, and classify.memory_mb is {config.memory_mb:,}; raise it, or leave the layer out of "
+        f"classify.layers"
+    )
 
 
 def _by_name(work: LayerTask, split: Split, scores: NDArray[np.float64]) -> Iterator[dict[str, Any]]:

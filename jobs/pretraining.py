@@ -214,7 +214,8 @@ def _tested(
     images = data.tested.table.select(["image_id", "digest"]).to_pydict()
     identity = digest(canonical_json([images, data.tested.labels.tolist(), config.features.mapping]))
     views = config.pretrain.tested_views
-    measured = dict(known["views"]) if known.get("identity") == identity else {}
+    same = known.get("identity") == identity
+    measured, unread = (dict(known["views"]), dict(known.get("failed", {}))) if same else ({}, {})
     missing = tuple(view for view in views if view not in measured)
     if missing and len(data.tested):
         resources = session.ready()
@@ -237,13 +238,12 @@ def _tested(
         parts = np.array_split(np.arange(len(data.tested)), min(config.execution.train_workers, len(data.tested)))
         found = results("pretrain", [task.remote(work, data.tested.part(rows)) for rows in parts])
         failed = [row for _, ledger in found for row in ledger]
-        for row in failed:
-            say(f"failed: image {row.image_id}: {row.message}")
+        unread |= {row.image_id: f"{row.stage}: {row.type}: {row.message}" for row in failed}
         count = len(data.tested) - len(failed)
         for view in missing if count else ():
             first, five = (sum(counts[view][place] for counts, _ in found) for place in (0, 1))
             measured[view] = {"top1": first / count, "top5": five / count, "images": count}
-    return {"identity": identity, "tested_on": data.tested_on, "views": measured}
+    return {"identity": identity, "tested_on": data.tested_on, "views": measured, "failed": unread}
 
 
 def print_pretraining(record: RunRecord) -> dict[str, Any]:

@@ -75,6 +75,8 @@ def failed_images(root: Root, record: RunRecord) -> dict[str, str]:
             for row in read_manifest(root, name, entry.method, entry.manifest).ledger:
                 if row.level == "failed":
                     reasons.setdefault(row.image_id, f"{row.stage}: {row.type}: {row.message}")
+        for image_id, reason in entry.quality.get("failed", {}).items():  # a network in test has no ledger of its own
+            reasons.setdefault(image_id, reason)
     return dict(sorted(reasons.items()))
 
 

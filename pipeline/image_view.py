@@ -19,6 +19,9 @@ from pipeline.windows import fitting_scale, scaled_size
 CROP_FROM = 256
 """Short side, in pixels, of the image that a crop is cut from, for a network whose input is 224 (paper 3.1)."""
 
+_LONGEST = 4
+"""Times its short side that an image is long, at most, before a crop is cut from its middle."""
+
 _FULL = re.compile(r"full-(\d+)")
 
 
@@ -56,9 +59,19 @@ def show(image: RGB, view: View, max_pixels: int) -> RGB:
     if view.kind == "full":
         return _resized(image, *scaled_size(height, width, fitting_scale(height, width, view.size, max_pixels)))
     short = view.size * CROP_FROM // 224
+    image = _middle(image)
+    height, width = image.shape[:2]
     image = _resized(image, *scaled_size(height, width, short))
     top, left = (image.shape[0] - view.size) // 2, (image.shape[1] - view.size) // 2
     return np.ascontiguousarray(image[top : top + view.size, left : left + view.size])
+
+
+def _middle(image: RGB) -> RGB:
+    """The middle of a very long image: scaled whole, one that is a pixel wide would take gigabytes."""
+    height, width = image.shape[:2]
+    most = _LONGEST * min(height, width)
+    top, left = max(0, height - most) // 2, max(0, width - most) // 2
+    return image[top : top + min(height, most), left : left + min(width, most)]
 
 
 def _resized(image: RGB, height: int, width: int) -> RGB:

@@ -42,6 +42,7 @@ class DatasetRecord(BaseModel):
     ``partial``: it leaves out images on purpose (``detect.source: stream``). ``quality``, of proposals: ``splits`` to
     recall and MABO, measured with the manifest ``objects``; of metrics: the mean APs and a row per class;
     of the detections of a combination: the ``runs`` it was made from and their ``nms_overlap``.
+    of a network what it was tested on, and what ``failed`` there: image to reason; of a classification its means.
     ``classifier``, of truth_features: digest of the fully connected layers that came with the body's weights.
     """
 

@@ -81,20 +81,12 @@ def scan_file(
     key: str,
     columns: Sequence[str] | None = None,
     image_ids: Sequence[str] | None = None,
-    where: Mapping[str, str] | None = None,
 ) -> Iterator[pa.Table]:
-    """The row groups of one file, those of ``image_ids`` (sorted) if given.
-
-    ``where``: column to text, of datasets whose row groups hold one value of that column each: only groups with it.
-    """
+    """The row groups of one file, those of ``image_ids`` (sorted) if given."""
     with root.arrow_fs().open_input_file(root.path(key)) as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
         check_version((parquet.metadata.metadata or {}).get(VERSION_KEY.encode(), b"?").decode(), key)
         names = None if columns is None else list(columns)
         for group in range(parquet.num_row_groups):
-            if any(
-                _group_range(parquet.metadata, group, name) != (value, value) for name, value in (where or {}).items()
-            ):
-                continue
             first, last = _group_range(parquet.metadata, group)
             if image_ids is not None and not _any_between(image_ids, first, last):
                 continue
@@ -104,6 +96,19 @@ def scan_file(
             rows = _read(parquet, group, names and ["image_id", *names])
             rows = rows.filter(pc.field("image_id").isin(image_ids))
             yield rows if names is None else rows.select(names)
+
+
+def scan_where(root: Root, key: str, column: str, where: Mapping[str, str]) -> Iterator[tuple[str, pa.Array]]:
+    """Image id and values of a column, of the row groups of one file whose columns ``where`` have these texts.
+
+    For datasets with one row to a row group. Statistics tell which they are, so nothing else is read of the file.
+    """
+    with root.arrow_fs().open_input_file(root.path(key)) as stream, pq.ParquetFile(stream, pre_buffer=False) as parquet:
+        check_version((parquet.metadata.metadata or {}).get(VERSION_KEY.encode(), b"?").decode(), key)
+        for group in range(parquet.num_row_groups):
+            if all(_group_range(parquet.metadata, group, name) == (text, text) for name, text in where.items()):
+                values = _read(parquet, group, [column])[column].combine_chunks()
+                yield _group_range(parquet.metadata, group)[0], values
 
 
 def file_metadata(root: Root, key: str) -> dict[str, str]:

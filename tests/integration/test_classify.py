@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ def folder(tmp_path_factory) -> Path:
     for name, colour in COLOURS.items():
         for number in range(9):
             paint(path / name / f"im{number}.jpg", colour, number)
-    (path / "red" / "im9.jpg").write_bytes((path / "red" / "im8.jpg").read_bytes()[:600])
+    whole = (path / "red" / "im8.jpg").read_bytes()
+    (path / "red" / "im9.jpg").write_bytes(whole[: len(whole) // 2])
     return path
 
 
@@ -113,6 +115,15 @@ def test_both_solvers_agree(classified):
     np.testing.assert_allclose([row[-1] for row in ours], [row[-1] for row in theirs], atol=0.02)
 
 
+def test_a_failed_image_is_tried_again(classified, folder):
+    config, root, _ = classified
+    before = {path.name for path in (root / "image_features").glob("*/commit/*")}
+    command = ["classify", "--config", str(config), "--root", str(root)]
+    assert main([*command, "--retry"]) == 3
+    (new,) = {path.name for path in (root / "image_features").glob("*/commit/*")} - before
+    assert ".r1." in new
+
+
 def test_verify_status_and_gc_know_it(classified, capsys):
     _, root, _ = classified
     where = ("--root", str(root))
@@ -147,17 +158,42 @@ def test_the_table_has_the_papers_columns(classified, tmp_path):
         ({"views": ["full-100"], "layers": ["conv5"]}, "views of a fixed size only"),
         ({"views": ["side"]}, "'side' is no view"),
         ({"protocol": "voc07"}, "trainval has no image"),
-        ({"solver": "gram", "memory_mb": 64, "views": ["crop"], "layers": ["conv5"]}, None),
+        (
+            {"memory_mb": 16, "solver": "sklearn"},
+            "layer conv4: 28 images, 15 of them to train on, by sklearn with 64896",
+        ),
     ],
 )
-def test_what_cannot_be_done_is_said(classified, tmp_path, folder, capsys, changes, message):
+def test_what_cannot_be_done_is_said_before_any_work(tmp_path, folder, capsys, changes, message):
     config = config_of(tmp_path / "other.yaml", folder, {"train_per_class": 5, "splits": 1, **changes}, layout="folder")
     code = main(["classify", "--config", str(config), "--root", str(tmp_path / "root")])
-    if message is None:
-        assert code == 3
-        return
     assert code == 2
     assert message in capsys.readouterr().err
+    assert not list((tmp_path / "root").glob("image_features/*/data/*"))
+
+
+def test_own_splits_give_own_results(tmp_path, folder):
+    """Two splits that change sides are another experiment, not the same one."""
+    for split, numbers in (("learn", range(6)), ("check", range(6, 9))):
+        for name in COLOURS:
+            for number in numbers:
+                target = tmp_path / "data" / split / name / f"im{number}.jpg"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes((folder / name / f"im{number}.jpg").read_bytes())
+    classify = {"protocol": "folder", "views": ["warp"], "layers": ["spp"]}
+    sides = {"train_splits": ["learn"], "test_splits": ["check"]}
+    config = config_of(tmp_path / "own.yaml", tmp_path / "data", classify, layout="folder", **sides)
+    root = tmp_path / "root"
+    swapped = ("--set", "dataset.train_splits=[check]", "--set", "dataset.test_splits=[learn]")
+    for run, more in (("one", ()), ("other", swapped)):
+        assert main(["classify", "--config", str(config), "--root", str(root), "--run", run, *more]) == 0
+    tested = [
+        connect(root_of(root), run).execute("SELECT sum(positives) FROM classification").fetchone()[0]
+        for run in ("one", "other")
+    ]
+    assert tested == [9, 18]
+    shutil.rmtree(tmp_path / "data" / "learn" / "red")
+    assert main(["classify", "--config", str(config), "--root", str(root), "--run", "lacking"]) == 2
 
 
 def test_voc07_ranks_the_test_images_of_each_class(tmp_path, capsys):

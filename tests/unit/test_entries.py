@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import fsspec
 import numpy as np
@@ -62,7 +63,7 @@ class TestFolder:
 
     def test_a_missing_split_is_named(self, tmp_path):
         add(tmp_path, "train/cat/one.png")
-        with pytest.raises(UsageError, match=r"no split 'val'.*train"):
+        with pytest.raises(UsageError, match=r"^dataset: there is no split 'val'.*train"):
             indexed(tmp_path, "folder", train_splits=["train"], test_splits=["val"])
 
     def test_what_cannot_be_used_stands_in_the_ledger(self, tmp_path):
@@ -79,6 +80,54 @@ class TestFolder:
             ("cat/one.png", "DuplicateImage"),
             ("cat/broken", "ImageError"),
         }
+
+    def test_folders_that_look_like_splits_are_no_classes(self, tmp_path):
+        for name in ("train/cat/one.png", "val/cat/one.png"):
+            add(tmp_path, name)
+        with pytest.raises(UsageError, match=r"does not name; set dataset\.train_splits .*: train, val"):
+            indexed(tmp_path, "folder")
+
+    def test_a_class_may_be_called_test(self, tmp_path):
+        for name in ("test/one.png", "match/one.png"):
+            add(tmp_path, name)
+        assert indexed(tmp_path, "folder", test_splits=[]).class_names() == ["match", "test"]
+
+    def test_links_to_folders_and_names_with_underscores_are_taken(self, tmp_path):
+        add(tmp_path / "elsewhere", "_MG_1.png")
+        data = tmp_path / "data"
+        add(data, "_rare/_DSC1.png")
+        (data / "cat").symlink_to(tmp_path / "elsewhere")
+        (data / "cat" / "loop").symlink_to(data)
+        found = indexed(data, "folder")
+        assert found.images["image_id"].to_pylist() == ["_rare/_DSC1", "cat/_MG_1"]
+
+    def test_a_folder_that_cannot_be_listed_stops_it(self, tmp_path, monkeypatch):
+        add(tmp_path, "cat/one.png")
+        scandir = os.scandir
+
+        def refuse(path):
+            if str(path).endswith("cat"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        with pytest.raises(UsageError, match=r"cannot be read: .*Permission denied"):
+            indexed(tmp_path, "folder")
+
+    def test_a_name_that_is_no_text_stands_in_the_ledger(self, tmp_path):
+        add(tmp_path, "cat/one.png")
+        (tmp_path / "cat" / os.fsdecode(b"caf\xe9.png")).write_bytes(encoded(1))
+        found = indexed(tmp_path, "folder")
+        assert found.images["image_id"].to_pylist() == ["cat/one"]
+        (row,) = found.ledger
+        assert row.type == "BadImageId"
+        assert "not UTF-8" in row.message
+
+    def test_only_the_classes_that_are_asked_for(self, tmp_path):
+        for name in ("ant/one.png", "bee/one.png", "cat/one.png"):
+            add(tmp_path, name)
+        found = indexed(tmp_path, "folder", classes=["ant", "cat"])
+        assert found.images["image_id"].to_pylist() == ["ant/one", "cat/one"]
 
     def test_a_folder_without_images_is_refused(self, tmp_path):
         (tmp_path / "cat").mkdir()
@@ -127,6 +176,27 @@ class TestTable:
         named = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
         write(tmp_path / "pets.parquet", [1, 0], metadata={"huggingface": json.dumps(named)})
         assert indexed(tmp_path / "pets.parquet", "table").objects["class_name"].to_pylist() == ["dog", "cat"]
+
+    def test_a_number_that_is_no_class_stands_in_the_ledger(self, tmp_path):
+        named = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+        write(tmp_path / "pets.parquet", [-1, 1, 2], metadata={"huggingface": json.dumps(named)})
+        found = indexed(tmp_path, "table")
+        assert found.objects["class_name"].to_pylist() == ["dog"]
+        assert ["has the 'label' -1" in row.message for row in found.ledger] == [True, False]
+
+    @pytest.mark.parametrize("folder", ["data", "default/train", "."])
+    def test_splits_of_tables_from_a_hub(self, tmp_path, folder):
+        for split in ("train", "test"):
+            place = tmp_path / folder.replace("train", split)
+            place.mkdir(parents=True, exist_ok=True)
+            write(place / ("0000.parquet" if "/" in folder else f"{split}-00000-of-00001.parquet"), ["cat", "dog"])
+        splits = {"train_splits": ["train"], "test_splits": ["test"]}
+        found = indexed(tmp_path, "table", **splits)
+        assert (
+            sorted(split for row in found.images["splits"].to_pylist() for split in row) == ["test"] * 2 + ["train"] * 2
+        )
+        with pytest.raises(UsageError, match="does not name"):
+            indexed(tmp_path, "table", train_splits=["learn"], test_splits=[])
 
     def test_bad_rows_stand_in_the_ledger(self, tmp_path):
         broken = [{"bytes": encoded(0)}, {"bytes": b"x"}, {"bytes": None}, {"bytes": encoded(3)}]

@@ -48,6 +48,13 @@ class TestView:
         assert show(image, View.parse("warp"), MOST).shape == (224, 224, 3)
         assert show(image, View.parse("full-100"), MOST).shape == (100, 140, 3)
 
+    def test_a_crop_of_a_very_long_image_is_made_of_its_middle(self):
+        strip = np.zeros((2, 20_000, 3), np.uint8)
+        strip[:, 9_990:10_010] = 200
+        shown = show(strip, View.parse("crop"), MOST)
+        assert shown.shape == (224, 224, 3)
+        assert shown.mean() > 190
+
     def test_a_very_long_image_is_taken_smaller(self):
         strip = np.zeros((10, 5000, 3), np.uint8)
         height, width = show(strip, View.parse("full-224"), MOST).shape[:2]
