@@ -71,11 +71,12 @@ def server(request) -> Iterator[JobServer]:
         yield made
 
 
-def config_of(folder: Path) -> Path:
-    small_data_set(folder / "data", train=9, test=5)
-    path = folder / "small.yaml"
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    small_data_set(tmp_path / "data", train=9, test=5)
+    path = tmp_path / "small.yaml"
     sections = {
-        "dataset": {"path": str(folder / "data")},
+        "dataset": {"path": str(tmp_path / "data")},
         "proposals": {"max_per_image": 60, "min_side": 10},
         "features": {"body": "alexnet", "weights": "random", "scales": [96, 160]},
         "execution": {"progress_seconds": 1},
@@ -84,45 +85,24 @@ def config_of(folder: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    return config_of(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def finished(server, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str], str]:
-    """The folder of a config and a root, the job that made it, and Prometheus' view of it right after."""
-    folder = tmp_path_factory.mktemp("finished")
-    done = server.submit(*spp(config_of(folder), folder / "root", "--run", "first"))
-    text = ""
-
-    def exported() -> bool:
-        nonlocal text
-        text = metrics_of(server)
-        return sum(images_of(text).values()) == 37 and "ray_spp_phase_seconds_total" in text
-
-    wait_until(exported, 60)  # soon after, Ray forgets what a process that has ended exported
-    return folder, done, text
-
-
 def spp(config: Path, root: Path, *more: str) -> list[str]:
     """The entry point of a job."""
     return ["python", "-m", "jobs", "run", "--config", str(config), "--root", str(root), *more]
 
 
-def test_a_submitted_run_shows_progress_and_leaves_its_record_beside_the_data(server, finished):
-    folder, done, _ = finished
-    root = folder / "root"
+def test_a_submitted_run_shows_progress_and_leaves_its_record_beside_the_data(server, config, tmp_path):
+    root = tmp_path / "root"
+    done = server.submit(*spp(config, root))
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"proposals \d+/14.*images/s", done.stdout)
     assert "AP (11-point)" in done.stdout
-    record = storage.read_run(storage.open_root(str(root)), "first")
+    record = storage.read_run(storage.open_root(str(root)), "small")
     assert (record.status, record.exit_code) == ("done", 0)
     assert record.argv[1:2] == ["run"]
 
     before = commits(root, "features")
     start = time.monotonic()
-    again = server.submit(*spp(folder / "small.yaml", root, "--run", "first"))
+    again = server.submit(*spp(config, root))
     assert again.returncode == 0, again.stdout
     assert server.driver_exit_code(again.stdout) == 0
     assert commits(root, "features") == before
@@ -183,17 +163,21 @@ def test_a_driver_without_the_token_is_told_in_one_line_what_to_set(server, conf
     assert record.exit_code == 1
 
 
-def test_the_runs_metrics_stand_beside_rays_own(server, finished):
-    _, _, text = finished
-    assert images_of(text) == {"proposals": 14, "features": 14, "truth_features": 9}
-    for name in ("windows", "bytes_written", "phase_seconds"):
-        assert f"ray_spp_{name}_total" in text
+def test_the_runs_metrics_stand_beside_rays_own(server, config, tmp_path):
+    done = server.submit(*spp(config, tmp_path / "root", "--until", "extract", "--run", "measured"))
+    assert done.returncode == 0, done.stdout
+    text = ""
+    wanted = [f"ray_spp_{name}_total" for name in ("images", "windows", "bytes_written", "phase_seconds")]
 
+    def exported() -> bool:
+        nonlocal text
+        text = metrics_of(server)
+        return all(name in text for name in wanted)
 
-def images_of(text: str) -> dict[str, float]:
-    """Dataset to the images of the run ``first`` that are counted."""
-    lines = [line for line in text.splitlines() if line.startswith("ray_spp_images_total") and 'run="first"' in line]
-    return {re.search(r'dataset="(\w+)"', line)[1]: float(line.rsplit(" ", 1)[1]) for line in lines}  # type: ignore[index]
+    wait_until(exported, 60)
+    lines = [line for line in text.splitlines() if line.startswith("ray_spp_images_total") and 'run="measured"' in line]
+    counts = {re.search(r'dataset="(\w+)"', line)[1]: float(line.rsplit(" ", 1)[1]) for line in lines}  # type: ignore[index]
+    assert counts == {"proposals": 14, "features": 14, "truth_features": 9}
 
 
 def metrics_of(server: JobServer) -> str:
