@@ -362,16 +362,21 @@ def test_saving_leaves_torchs_own_generator_alone(state):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_the_digest_of_a_classifier_is_that_of_its_tensors(tmp_path):
-    """Of alexnet's too, by which the heads of older runs are found."""
+def test_the_digest_of_a_classifier_is_that_of_its_tensors_and_their_order(tmp_path):
+    """Of alexnet's of the tensors alone, by which the heads of older runs are found."""
     names = ("classifier.1", "classifier.4", "classifier.6")
     alexnet = dict(load_state(BODIES["alexnet"], "random"))
     torch.save(alexnet | fully_connected(9216, names=names), tmp_path / "alexnet.pt")
     body = load_body(FeaturesConfig(body="alexnet", weights=str(tmp_path / "alexnet.pt")))
     assert body.classifier == weights_digest(fully_connected(9216))
     zf5 = load_state(BODIES["zf5"], "random")
-    path = saved(tmp_path / "zf5.safetensors", zf5 | fully_connected(12800), spec=BODIES["zf5"])
-    assert load_body(FeaturesConfig(body="zf5", weights=path)).classifier == weights_digest(fully_connected(12800))
+    digests = set()
+    for levels in ((6, 3, 2, 1), (1, 2, 3, 6)):
+        path = tmp_path / "zf5.safetensors"
+        save_network(path, BODIES["zf5"], zf5 | fully_connected(12800), levels)
+        digests.add(load_body(FeaturesConfig(body="zf5", weights=str(path))).classifier)
+    assert len(digests) == 2
+    assert weights_digest(fully_connected(12800)) not in digests
 
 
 # --- what a run makes of them ---
