@@ -276,9 +276,9 @@ def _connect(config: ExecutionConfig) -> None:
     except ray.exceptions.AuthenticationError as error:
         reason = str(error).splitlines()[0]
         raise RunFailed(f"the Ray cluster refused us: {reason} {_TOKEN}") from error
-    except Exception as error:
+    except Exception as error:  # itself, not a subclass, is what Ray raises when a node does not start in time
         if type(error) is not Exception and not isinstance(error, (ConnectionError, RuntimeError, ValueError, OSError)):
-            raise  # of this very class is what Ray raises when a node does not start in time
+            raise
         where = address or "the embedded Ray"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         # to a wrong token a cluster answers nothing at all

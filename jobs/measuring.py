@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from jobs.classify import ClassifyConfig
 from jobs.image_features import layer_vectors
 from jobs.labels import ImageLabels
-from pipeline.classification import Split, image_ap, products
+from pipeline.classification import Split, class_accuracies, image_ap, products
 from pipeline.phases import PhaseClock
 from pipeline.svm import LinearSvcSolver, SvmProblem, solve_products
 from storage.root import Root
@@ -197,14 +197,13 @@ def choose_solver(config: ClassifyConfig, images: int, train: int, dim: int) -> 
 def _by_name(work: LayerTask, split: Split, scores: NDArray[np.float64]) -> Iterator[dict[str, Any]]:
     """The share of each class's test images that is named rightly."""
     labels = work.labels.single()[split.test]
-    right = scores.argmax(axis=1) == labels
+    shares = class_accuracies(scores.argmax(axis=1), labels, len(work.labels.class_names))
     for column, name in enumerate(work.labels.class_names):
-        own = labels == column
         yield {
             "class_name": name,
             "images": len(labels),
-            "positives": int(own.sum()),
-            "accuracy": float(right[own].mean()) if own.any() else None,
+            "positives": int((labels == column).sum()),
+            "accuracy": None if np.isnan(shares[column]) else float(shares[column]),
             "ap_11": None,
             "ap_area": None,
         }

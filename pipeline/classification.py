@@ -102,17 +102,14 @@ def products(vectors: NDArray[np.float16]) -> NDArray[np.float32]:
     return np.ascontiguousarray(gram.T)  # symmetric: a transpose is the same matrix, and needs no copy
 
 
-def mean_class_accuracy(
-    named: NDArray[np.int64], labels: NDArray[np.int64], classes: int
-) -> tuple[float, NDArray[np.float64]]:
-    """The mean over classes of the share of test images that are named rightly, and those shares (classes,).
+def class_accuracies(named: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
+    """Of each class the share of its test images that are named rightly, (classes,); NaN for one without any.
 
-    Every class must have a test image.
+    ``named`` and ``labels`` (N,) are places of classes.
     """
     totals = np.bincount(labels, minlength=classes)
     right = np.bincount(labels[named == labels], minlength=classes)
-    shares = right / totals
-    return float(shares.mean()), shares
+    return np.divide(right, totals, out=np.full(classes, np.nan), where=totals > 0)
 
 
 def image_ap(
