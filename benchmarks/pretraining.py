@@ -28,7 +28,8 @@ from jobs.printing import print_table
 from jobs.training_data import is_held_out
 from pipeline.bodies import body_spec
 from pipeline.images import RGB, decode_image
-from pipeline.pretraining import EpochPoint, LabelledImages, Recipe, hits, train
+from pipeline.mini_batches import LabelledImages
+from pipeline.pretraining import EpochPoint, Recipe, hits, train
 from pipeline.scored_views import score_views
 from pipeline.spp_network import new_network
 
@@ -81,11 +82,11 @@ def main() -> int:
             seed=options.seed,
         )
 
-        def watch(point: EpochPoint, decoded: object, row: str = row) -> None:
+        def watch(point: EpochPoint, row: str = row) -> None:
             print(f"{row}: epoch {point.epoch}, {point.size} px: loss {point.loss:.3f}", file=sys.stderr, flush=True)
 
         start = time.perf_counter()
-        curve = train(network, images, recipe, threads=options.threads, cache_bytes=10**10, watch=watch)
+        curve = train(network, images, recipe, threads=options.threads, cache_bytes=10**10, watch=watch).curve
         seconds = time.perf_counter() - start
         shares: dict[str, float | None] = {}
         for size, view in VIEWS.items():

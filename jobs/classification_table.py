@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.classifying import Measured, check_layers, classify, in_order, measured_layers, shown
+from jobs.classification_summary import Measured, in_order, measured_layers, shown
+from jobs.classifying import check_layers, classify
 from jobs.config import RunConfig
 from jobs.errors import UsageError
 from jobs.extract import load_body

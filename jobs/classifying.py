@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import ray
 
+from jobs.classification_summary import class_means, measure_of, summary
 from jobs.classify import classify_method, image_features_method
 from jobs.config import RunConfig
 from jobs.errors import UsageError
@@ -24,10 +24,9 @@ from jobs.measuring import (
     LayerResult,
     LayerTask,
     choose_solver,
-    class_means,
     measure_layer,
 )
-from jobs.printing import print_table
+from jobs.protocols import held_out_splits, protocol_splits
 from jobs.recording import begin, make_index, recorded, say
 from jobs.reduce import done_already, publish
 from jobs.sharded import ShardedDataset, make_shards
@@ -40,32 +39,16 @@ from jobs.versions import PRODUCER
 from jobs.view_actor import ViewActor, ViewShard
 from jobs.works import actor_crew
 from pipeline.bodies import Body, load_classifier
-from pipeline.classification import Split, SplitError, held_out_split, random_split
+from pipeline.classification import Split
 from pipeline.head import pretrained_head
 from pipeline.image_view import View
 from pipeline.whole_image import POOL_LEVEL, layers_of, whole_layers
 from storage.commits import LedgerRow
 from storage.manifest import recorded_manifest
-from storage.root import Root, is_local
+from storage.root import is_local
 from storage.runs import DatasetRecord, RunRecord, check_run_name, dataset_record, hold
-from storage.scan import scan_file
 from storage.schemas import schema
 from storage.shards import Shard, shards
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A layer of a view: the mean over splits, and their standard deviation (0 of a single one).
-
-    ``held_out``: the mean on parts of the training images, where a short side is chosen by it.
-    """
-
-    view: str
-    layer: str
-    mean: float
-    deviation: float
-    splits: int
-    held_out: float | None = None
 
 
 def classify(invocation: Invocation, retry: bool = False) -> RunRecord:
@@ -88,7 +71,7 @@ def classify(invocation: Invocation, retry: bool = False) -> RunRecord:
         # what cannot be done is said before hours of work
         lengths = _layer_lengths(config, body, layers)
         labels = ImageLabels.of(index)
-        _solvers(config, labels, _splits(config, labels), layers, lengths)
+        _solvers(config, labels, protocol_splits(config, labels), layers, lengths)
         made = _image_features(invocation, record, index, body, layers, lengths, session, retry)
         if made.manifest != getattr(record.datasets.get("image_features"), "manifest", None):
             for name in ("classification", "image_scores"):  # an interrupt now must not leave them beside other layers
@@ -206,7 +189,7 @@ def _classification(
     config, root = invocation.config, invocation.root
     features = dataset_record(record, "image_features")
     labels = ImageLabels.of(index, failed_in(root, record, ("image_features",)))
-    splits = _splits(config, labels)
+    splits = protocol_splits(config, labels)
     named = [[[labels.image_ids[row] for row in rows] for rows in (one.train, one.test)] for _, one in splits]
     method = classify_method(config.classify, features, layers, labels.identity(), named)
     hold(root, record, [f"{name}/{method}" for name in ("classification", "image_scores")])
@@ -216,82 +199,8 @@ def _classification(
         made = _publish(invocation, method, results, notes)
     found = {name: entry for name, entry in made.items() if entry is not None}
     manifest = recorded_manifest(root, record.model_copy(update={"datasets": found}), "classification")
-    found["classification"].quality = {"measure": _column(config), "layers": _summary(root, manifest.keys, config)}
+    found["classification"].quality = {"measure": measure_of(config), "layers": summary(root, manifest.keys, config)}
     return found
-
-
-def _column(config: RunConfig) -> str:
-    return "ap_11" if config.classify.protocol == "voc07" else "accuracy"
-
-
-def _splits(config: RunConfig, labels: ImageLabels) -> list[tuple[int, Split]]:
-    """The splits of the protocol by number, of rows of ``labels``. UsageError if the images do not allow them."""
-    classify, dataset = config.classify, config.dataset
-    train, test = labels.rows_in(dataset.train_splits), labels.rows_in(dataset.test_splits)
-    if classify.protocol == "voc07" or (classify.protocol == "folder" and len(train) and len(test)):
-        for key, rows in (("train_splits", train), ("test_splits", test)):
-            if not len(rows):
-                raise UsageError(
-                    f"dataset.{key}: {', '.join(getattr(dataset, key)) or 'nothing'} has no image, which "
-                    f"classify.protocol: {classify.protocol} needs; name splits that are there, or use caltech101, "
-                    f"which draws its own"
-                )
-        both = np.intersect1d(train, test)
-        if len(both):
-            raise UsageError(
-                f"dataset: image {labels.image_ids[both[0]]!r} is in a training and in a test split; results on images "
-                f"that were trained on say nothing"
-            )
-        _check_classes(config, labels, train, test)
-        return [(0, Split(train, test))]
-    single = _single(labels)
-    if len(labels.class_names) < 2:
-        raise UsageError(
-            f"dataset.path: the images are of {len(labels.class_names)} class ({', '.join(labels.class_names)}), and "
-            f"two or more can be told apart; does {config.dataset.path!r} hold the class folders themselves?"
-        )
-    try:
-        return [
-            (
-                number,
-                random_split(
-                    single,
-                    labels.class_names,
-                    classify.train_per_class,
-                    classify.most_tested,
-                    classify.seed,
-                    number,
-                ),
-            )
-            for number in range(classify.splits)
-        ]
-    except SplitError as error:
-        raise UsageError(f"classify.train_per_class: {error}; lower it, or leave the class out") from error
-
-
-def _check_classes(config: RunConfig, labels: ImageLabels, train: np.ndarray, test: np.ndarray) -> None:
-    """UsageError for own splits on which nothing, or nonsense, would be measured."""
-    if config.classify.protocol == "folder":
-        _single(labels)
-        unknown = np.flatnonzero(labels.shows[test].any(axis=0) & ~labels.shows[train].any(axis=0))
-        if len(unknown):
-            raise UsageError(
-                f"dataset: class {labels.class_names[unknown[0]]!r} has images to test on and none to train on; add "
-                f"some, or leave it out with dataset.classes"
-            )
-    for key, rows in (("train_splits", train), ("test_splits", test)):
-        if not labels.shows[rows].any():
-            raise UsageError(
-                f"dataset.{key}: no image of {', '.join(getattr(config.dataset, key))} shows an object; are the "
-                f"annotations there?"
-            )
-
-
-def _single(labels: ImageLabels) -> np.ndarray:
-    try:
-        return labels.single()
-    except ValueError as error:
-        raise UsageError(f"classify.protocol: {error}; use protocol voc07 for images that show several") from error
 
 
 Place = tuple[str, str]
@@ -331,7 +240,7 @@ def _measure(
     config, root = invocation.config, invocation.root
     keys = tuple(recorded_manifest(root, record, "image_features").keys)
     sized = [view for view in config.classify.views if not View.parse(view).fixed]
-    chosen_on = _chosen_on(config, labels, splits) if len(sized) > 1 else []
+    chosen_on = held_out_splits(config, labels, splits) if len(sized) > 1 else []
     resources = session.ready()
     solvers = _solvers(config, labels, splits, layers, lengths)
     threads = max(1, min(resources.node_cpus, resources.cpus // len(solvers)))
@@ -366,7 +275,7 @@ def _gathered(config: RunConfig, refs: Mapping[Any, tuple[str, str]]) -> tuple[l
             (ref,), left = ray.wait(left, num_returns=1)
             (results[ref],) = gather("classify", [ref])
             view, layer = refs[ref]
-            means = class_means(results[ref].measured, _column(config))[view, layer, TEST]
+            means = class_means(results[ref].measured, measure_of(config))[view, layer, TEST]
             seconds = ", ".join(f"{name} {value:.1f} s" for name, value in results[ref].seconds.items())
             say(f"classify: {view} {layer}: {100 * statistics.mean(means):.2f} % ({seconds})")
             if results[ref].not_converged:
@@ -410,66 +319,3 @@ def _publish(
             producer=PRODUCER,
         )
     return made
-
-
-def _chosen_on(config: RunConfig, labels: ImageLabels, splits: Sequence[tuple[int, Split]]) -> list[tuple[int, Split]]:
-    """Parts of each split's training images, on which a short side is chosen.
-
-    Of images that show several classes each counts for its first, to take a share of each.
-    """
-    first = np.where(labels.shows.any(axis=1), labels.shows.argmax(axis=1), -1)
-    seed, share = config.classify.seed, config.classify.held_out
-    try:
-        return [(number, held_out_split(first, split.train, share, seed)) for number, split in splits]
-    except SplitError as error:
-        raise UsageError(f"classify.views: {error}; give a single full view, or more training images") from error
-
-
-def _summary(root: Root, keys: Sequence[str], config: RunConfig) -> list[dict[str, Any]]:
-    """Means over splits of what is stored, as JSON values."""
-    tables = [table for key in keys for table in scan_file(root, key)]
-    means = class_means(pa.concat_tables(tables), _column(config))
-    found = []
-    for (view, layer, tested_on), values in means.items():
-        if tested_on == TEST:
-            chosen = means.get((view, layer, HELD_OUT))
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            held_out = statistics.mean(chosen) if chosen else None
-            found.append(asdict(Measured(view, layer, statistics.mean(values), spread, len(values), held_out)))
-    return found
-
-
-def measured_layers(record: RunRecord) -> list[Measured]:
-    """What a run's classification came to."""
-    quality = dataset_record(record, "classification").quality
-    return [Measured(**row) for row in quality["layers"]]
-
-
-def print_classification(record: RunRecord) -> None:
-    """A row per layer and a column per view."""
-    measured = measured_layers(record)
-    config = RunConfig.model_validate(record.config)
-    views = [view for view in config.classify.views if any(one.view == view for one in measured)]
-    layers = {one.layer for one in measured}
-    cells = {(one.layer, one.view): one for one in measured}
-    what = "mean AP (11-point, %)" if config.classify.protocol == "voc07" else "mean class accuracy (%)"
-    count = measured[0].splits
-    print(f"{what}{f', mean and standard deviation of {count} splits' if count > 1 else ''}")
-    print_table(
-        ("layer", *views),
-        [(layer, *(shown(cells.get((layer, view))) for view in views)) for layer in in_order(layers)],
-        1,
-    )
-
-
-def in_order(layers: Iterable[str]) -> list[str]:
-    """Layers as tables show them, shallow to deep: maps by name, then what is pooled of the last."""
-    pooled = whole_layers(("pool", "spp", "fc6", "fc7"))
-    return sorted(layers, key=lambda layer: (pooled.index(layer) + 1 if layer in pooled else 0, layer))
-
-
-def shown(one: Measured | None) -> str:
-    """A cell of a table."""
-    if one is None:
-        return "-"
-    return f"{100 * one.mean:.2f}" + (f" ± {100 * one.deviation:.2f}" if one.splits > 1 else "")

@@ -443,11 +443,11 @@ def classify(
     as_json: JsonOption = False,
 ) -> int:
     """Whole images by linear SVMs: VOC 2007's and Caltech-101's protocols, layers by views."""
-    from jobs import classifying
+    from jobs import classification_summary, classifying
 
     invocation = _invocation(config, root, run_name, set_)
     record = classifying.classify(invocation, retry)
-    classifying.print_classification(record)
+    classification_summary.print_classification(record)
     print_failed(invocation.root, record)
     print_json(
         as_json,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -245,14 +245,3 @@ def _scores(work: LayerTask, number: int, split: Split, scores: NDArray[np.float
         ],
         schema=schema("image_scores"),
     )
-
-
-def class_means(table: pa.Table, column: str) -> dict[tuple[str, str, str], list[float]]:
-    """(view, layer, tested on) to the mean over classes of a column, split by split; classes without a value aside."""
-    values: dict[tuple[str, str, str], dict[int, list[float]]] = {}
-    wanted: Sequence[str] = ["view", "layer", "tested_on", "split", column]
-    for row in table.select(wanted).to_pylist():
-        if row[column] is not None:
-            key = (row["view"], row["layer"], row["tested_on"])
-            values.setdefault(key, {}).setdefault(row["split"], []).append(row[column])
-    return {key: [float(np.mean(splits[n])) for n in sorted(splits)] for key, splits in values.items()}

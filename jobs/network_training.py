@@ -20,12 +20,14 @@ from jobs.pretrain import PretrainConfig
 from jobs.reduce import publish_shard
 from jobs.training_workers import tell_driver
 from jobs.versions import PRODUCER
+from pipeline.augmentation import SHORT_SIDE
 from pipeline.bodies import body_spec
 from pipeline.classifier import over_array
-from pipeline.errors import ContentError
+from pipeline.errors import ContentError, ImageError
 from pipeline.images import RGB
+from pipeline.mini_batches import LabelledImages
 from pipeline.phases import PhaseClock
-from pipeline.pretraining import Decoded, EpochPoint, LabelledImages, hits, train
+from pipeline.pretraining import EpochPoint, hits, train
 from pipeline.scored_views import ScoredView, needed_side, score_views
 from pipeline.spp_network import SppNetwork, network_of, new_network, pooling_levels
 from storage.commits import LedgerRow
@@ -80,6 +82,17 @@ class LabelledFiles:
         """The ledger rows of images that could not be read."""
         return [self.file(number).ledger_row("pretrain", error) for number, error in sorted(failed.items())]
 
+    def looked_into(self, unread: Sequence[int]) -> list[LedgerRow]:
+        """The same of images that some worker could not read: each is read once more, to say why."""
+        return self.ledger({number: self._why_unread(number) for number in unread})
+
+    def _why_unread(self, number: int) -> ContentError:
+        try:
+            self.read(number, SHORT_SIDE)
+        except ContentError as error:
+            return error
+        return ImageError("it could not be read at some time of the training, and can be now")
+
 
 @dataclass(frozen=True)
 class TrainNetwork:
@@ -124,15 +137,13 @@ def train_network(
         dropout=config.dropout,
         seed=config.seed,
     )
-    failed: dict[int, ContentError] = {}
 
-    def watch(point: EpochPoint, decoded: Decoded) -> None:
-        failed.update(decoded.failed)
+    def watch(point: EpochPoint) -> None:
         if rank == 0:
             tell_driver(work, asdict(point))
 
     with clock.phase("train"):
-        curve = train(
+        trained = train(
             network,
             own.images(),
             config.recipe(),
@@ -148,7 +159,8 @@ def train_network(
             watch=watch,
         )
     if rank == 0:
-        _publish(work, network, curve, own.ledger(failed), clock.seconds)
+        ledger = own.looked_into(trained.unread) + held_out.looked_into(trained.held_out_unread)
+        _publish(work, network, trained.curve, ledger, clock.seconds)
         drop_checkpoints(work.root, work.method)
 
 

@@ -1,4 +1,4 @@
-"""Training a whole network on labelled images: epochs, mini-batches, sizes, and the one ``train`` (paper 2.3, 3.1).
+"""Training a whole network on labelled images: epochs, sizes, and the one ``train`` (paper 2.3, 3.1).
 
 Images come at 224 x 224 (``single``), in whole epochs of 224 and of 180 in turn (``multi``), or at a size that every
 mini-batch draws from [180, 224] (``random``). Which images a mini-batch holds, at what size and how each is shown is
@@ -9,10 +9,7 @@ checkpoint, in the middle of an epoch or not, ends with the weights of one that 
 from __future__ import annotations
 
 import math
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,12 +17,19 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.augmentation import PLAIN, SHORT_SIDE, SMALL_SIDE, Choice, at_short_side, choose, shown
-from pipeline.errors import ContentError
-from pipeline.images import RGB
+from pipeline.augmentation import PLAIN, SMALL_SIDE, choose
+from pipeline.mini_batches import (
+    BROKEN,
+    Batch,
+    Decoded,
+    LabelledImages,
+    MiniBatches,
+    Request,
+    bytes_at_256,
+    loaded,
+)
 from pipeline.spp_network import SIDE, SppNetwork
 from pipeline.training import (
     Checkpoints,
@@ -45,39 +49,10 @@ Sizes = Literal["single", "multi", "random"]
 _BIAS_RATE = 2.0
 """Biases learn at twice the rate (Zeiler_conv5.prototxt), without decay, as Caffe's ImageNet networks do."""
 
-_AHEAD = 3
-"""Mini-batches that are being decoded while one is trained on."""
-
-_BLOCKS_AT_ONCE = 4
-"""Blocks whose images are mixed; ``jobs.imagefile`` keeps as many row groups at hand."""
-
 _TOP = 5
 
 _MANY = 50
 """Images from which on it is looked at how many cannot be read."""
-
-BROKEN = -100
-"""The label of an image that cannot be read: it counts nowhere."""
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """N images with their classes.
-
-    Parameters
-    ----------
-    labels : int64 (N,), classes from 0 on.
-    read : from the number of an image and a short side to its pixels, decoded at that short side or more if it has so
-        much. ContentError for an image that cannot be read. Called from several threads.
-    blocks : int64 (N,), the same for images that are best read together; None if each is read alone.
-    """
-
-    labels: NDArray[np.int64]
-    read: Callable[[int, int], RGB]
-    blocks: NDArray[np.int64] | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -118,79 +93,14 @@ class EpochPoint:
     top5: float | None = None
 
 
-class Decoded:
-    """Images at the short side 256, kept in memory as long as they are fewer than ``limit`` bytes together.
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to: a point per epoch, and the numbers of the images, of those to train on and of those held
+    out, that this or another worker could not read in some epoch."""
 
-    ``failed``: the number of every image that could not be read, with the reason.
-    """
-
-    def __init__(self, images: LabelledImages, limit: int) -> None:
-        self.failed: dict[int, ContentError] = {}
-        self._images, self._left = images, limit
-        self._kept: dict[int, RGB] = {}
-        self._lock = threading.Lock()
-
-    def image(self, number: int) -> RGB | None:
-        """An image; None if it cannot be read."""
-        found = self._kept.get(number)
-        if found is not None:
-            return found
-        try:
-            found = at_short_side(self._images.read(number, SHORT_SIDE))
-        except ContentError as error:
-            self.failed[number] = error
-            return None
-        with self._lock:
-            if found.nbytes <= self._left and number not in self._kept:
-                self._left -= found.nbytes
-                self._kept[number] = found
-        return found
-
-
-class MiniBatches:
-    """Which images each iteration takes: every epoch goes once through all, in an order of its own.
-
-    With several workers each takes its own part of every mini-batch, all parts of one length; of an epoch the images
-    that fill no whole mini-batch are left out. Where images come in blocks, a worker goes through some blocks after
-    the other, and the order is one of blocks, and of the images of a few of them.
-
-    Raises ValueError if the batch cannot be shared out evenly, TrainingError if there are fewer images than workers.
-    """
-
-    def __init__(self, images: LabelledImages, recipe: Recipe, rank: int = 0, workers: int = 1) -> None:
-        if recipe.batch % workers:
-            raise ValueError(
-                f"a batch of {recipe.batch} images cannot be shared out evenly to {workers} workers; choose a number "
-                f"of workers that divides it"
-            )
-        self._own = len(images) // workers
-        if not self._own:
-            raise TrainingError(f"{len(images)} training images are too few for {workers} workers")
-        self._each = min(recipe.batch // workers, self._own)
-        self.per_epoch = self._own // self._each
-        self.images_per_epoch = self.per_epoch * self._each
-        self._images, self._seed, self._rank = images, recipe.seed, rank
-        self._order = (-1, np.empty(0, np.int64))
-
-    def rows(self, iteration: int) -> NDArray[np.int64]:
-        """The numbers of this worker's images in iteration 0, 1, 2, ..."""
-        epoch, place = divmod(iteration, self.per_epoch)
-        if self._order[0] != epoch:
-            self._order = epoch, self._order_of(epoch)
-        return self._order[1][place * self._each : (place + 1) * self._each]
-
-    def _order_of(self, epoch: int) -> NDArray[np.int64]:
-        random = np.random.default_rng([self._seed, 2, epoch])
-        part = slice(self._rank * self._own, (self._rank + 1) * self._own)
-        blocks = self._images.blocks
-        if blocks is None:
-            return random.permutation(len(self._images))[part]
-        names, members = np.unique(blocks, return_inverse=True)
-        places = random.permutation(len(names))[members]
-        own = np.argsort(places, kind="stable")[part]
-        first = places[own[0]]
-        group = (places[own] - first) // _BLOCKS_AT_ONCE
-        return own[np.lexsort((random.random(len(self._images))[part], group))]
+    curve: list[EpochPoint]
+    unread: list[int]
+    held_out_unread: list[int]
 
 
 def train(
@@ -207,8 +117,8 @@ def train(
     threads: int = 1,
     cache_bytes: int = 0,
     most_failed: float = 1.0,
-    watch: Callable[[EpochPoint, Decoded], None] = lambda point, decoded: None,
-) -> list[EpochPoint]:
+    watch: Callable[[EpochPoint], None] = lambda point: None,
+) -> Trained:
     """Train ``network`` in place, by stochastic gradient descent with momentum on the softmax loss.
 
     The rate falls by ``recipe.factor`` when the held-out top-1 error (without held-out images: the training loss) has
@@ -224,13 +134,13 @@ def train(
     threads : that decode and cut images while others are trained on.
     cache_bytes : of memory, for images decoded at the short side 256.
     most_failed : share of the images that may be unreadable, looked at after the first epoch.
-    watch : is told every point of the curve, with what was decoded so far.
+    watch : is told every point of the curve.
 
     Raises Diverged when the loss is no number any more, TrainingError when too many images cannot be read or there are
-    too few, and ValueError as ``MiniBatches`` does. Returns the curve, a point per epoch.
+    too few, and ValueError as ``MiniBatches`` does.
     """
     network.to(device).train()
-    batches = MiniBatches(images, recipe, rank, workers)
+    batches = MiniBatches(images, recipe.batch, recipe.seed, rank, workers)
     run = _Run(network, wrap(network), recipe, batches.per_epoch, torch.device(device))
     saved = checkpoints.last() if checkpoints is not None else None
     if saved is not None:
@@ -238,32 +148,32 @@ def train(
     decoded = Decoded(images, cache_bytes)
     measured_on = None
     if held_out is not None and len(held_out):
-        measured_on = Decoded(held_out, max(0, cache_bytes - _bytes_at_256(images)))
+        measured_on = Decoded(held_out, max(0, cache_bytes - bytes_at_256(images)))
 
-    def requests() -> Iterator[_Request]:
+    def requests() -> Iterator[Request]:
         for iteration in range(run.iteration, recipe.epochs * batches.per_epoch):
             epoch, rows = iteration // batches.per_epoch, batches.rows(iteration)
             choice = partial(choose, recipe.seed, epoch, flips=recipe.flips, colour=recipe.colour)
-            yield _Request(decoded, rows, images.labels[rows], choice, recipe.side(epoch, iteration))
+            yield Request(decoded, rows, images.labels[rows], choice, recipe.side(epoch, iteration))
 
-    looked = False
     devices = [torch.cuda.current_device()] if run.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), closing(_loaded(requests(), threads, run.device)) as loaded:
+    with torch.random.fork_rng(devices=devices), closing(loaded(requests(), threads, run.device)) as made:
         while not run.finished():
             torch.manual_seed(seed_of(recipe.seed, rank, run.iteration))
-            run.step(next(loaded))
+            run.step(next(made))
             if run.iteration % batches.per_epoch == 0:
-                if not looked:
-                    looked = True
-                    _check_readable(decoded, batches, most_failed, run.device)
+                run.unread |= _unread(decoded, len(images), run.device)
+                if not run.curve:
+                    _check_readable(run.unread, decoded, batches.images_per_epoch * workers, most_failed)
                 measured = None
                 if held_out is not None and measured_on is not None:
                     measured = measure(network, held_out, measured_on, run.device, rank, workers, threads)
-                watch(run.point(measured), decoded)
+                    run.held_out_unread |= _unread(measured_on, len(held_out), run.device)
+                watch(run.point(measured))
             if checkpoints is not None and checkpoints.due() and not run.finished():
                 checkpoints.save(run.saved)
     network.eval()
-    return run.curve
+    return Trained(run.curve, sorted(run.unread), sorted(run.held_out_unread))
 
 
 @torch.inference_mode()
@@ -284,10 +194,10 @@ def measure(
     network.eval()
     own = np.arange(rank, len(images), workers)
     parts = (own[start : start + 64] for start in range(0, len(own), 64))
-    requests = (_Request(decoded, rows, images.labels[rows], lambda number: PLAIN, SIDE) for rows in parts)
+    requests = (Request(decoded, rows, images.labels[rows], lambda number: PLAIN, SIDE) for rows in parts)
     sums = torch.zeros(4, dtype=torch.float64)  # loss, first, first five, images
-    with closing(_loaded(requests, threads, device)) as loaded:
-        for batch in loaded:
+    with closing(loaded(requests, threads, device)) as made:
+        for batch in made:
             logits, labels = network(batch.pixels).float().cpu(), batch.labels.cpu()
             kept = labels != BROKEN
             logits, labels = logits[kept], labels[kept]
@@ -309,87 +219,20 @@ def hits(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torc
     return found[:, 0], found.any(dim=1)
 
 
-def _check_readable(decoded: Decoded, batches: MiniBatches, most: float, device: torch.device) -> None:
-    """Raises TrainingError, in all workers or none, if of an epoch's images too many could not be read."""
-    counts = torch.tensor([len(decoded.failed), batches.images_per_epoch], dtype=torch.float64, device=device)
-    failed, images = over_workers(counts, mean=False).tolist()
-    if failed == images or (failed > most * images and images >= _MANY):
-        first = next(iter(decoded.failed.values()), None)
+def _unread(decoded: Decoded, count: int, device: torch.device) -> set[int]:
+    """Which of ``count`` images some worker could not read."""
+    failed = torch.zeros(count, device=device)
+    failed[list(decoded.failed)] = 1
+    return set(over_workers(failed, mean=False).nonzero()[:, 0].tolist())
+
+
+def _check_readable(unread: set[int], decoded: Decoded, seen: int, most: float) -> None:
+    """Raises TrainingError if of the ``seen`` images too many could not be read."""
+    if len(unread) == seen or (len(unread) > most * seen and seen >= _MANY):
+        first = next(iter(decoded.failed.values()), None)  # another worker's has another message
         raise TrainingError(
-            f"{failed:.0f} of {images:.0f} training images cannot be read" + (f"; the first: {first}" if first else "")
+            f"{len(unread)} of {seen} training images cannot be read" + (f"; the first: {first}" if first else "")
         )
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A mini-batch to be made: numbers of images, their labels, and how each is shown."""
-
-    decoded: Decoded
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    choice: Callable[[int], Choice]
-    side: int
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A mini-batch: pixels uint8 (B, side, side, 3), shifts float32 (B, 3), labels int64 (B,)."""
-
-    pixels: torch.Tensor
-    shifts: torch.Tensor
-    labels: torch.Tensor
-
-
-def _loaded(requests: Iterable[_Request], threads: int, device: torch.device) -> Generator[_Batch, None, None]:
-    """The mini-batches of ``requests``, made by threads ahead of their use, on the device."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[tuple[_Batch, list[Future[None]]]] = deque()
-    try:
-        for request in requests:
-            waiting.append(_begun(request, pool, threads, device))
-            if len(waiting) > _AHEAD:
-                yield _moved(*waiting.popleft(), device)
-        while waiting:
-            yield _moved(*waiting.popleft(), device)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begun(
-    request: _Request, pool: ThreadPoolExecutor, threads: int, device: torch.device
-) -> tuple[_Batch, list[Future[None]]]:
-    """A mini-batch that threads are filling: several images at a time, as handing over costs as much as a small one."""
-    count, side = len(request.rows), request.side
-    pixels = torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
-    batch = _Batch(pixels, torch.zeros((count, 3)), torch.from_numpy(request.labels.copy()))
-    cuts = np.array_split(np.arange(count), min(count, 2 * threads))
-    return batch, [pool.submit(_fill, request, batch, part.tolist()) for part in cuts]
-
-
-def _fill(request: _Request, batch: _Batch, places: list[int]) -> None:
-    pixels = batch.pixels.numpy()
-    for place in places:
-        number = int(request.rows[place])
-        image = request.decoded.image(number)
-        if image is None:
-            pixels[place] = 0
-            batch.labels.numpy()[place] = BROKEN
-        else:
-            choice = request.choice(number)
-            shown(image, choice, request.side, out=pixels[place])
-            batch.shifts.numpy()[place] = choice.shift
-
-
-def _moved(batch: _Batch, filling: list[Future[None]], device: torch.device) -> _Batch:
-    for part in filling:
-        part.result()
-    tensors = (batch.pixels, batch.shifts, batch.labels)
-    return _Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
-
-
-def _bytes_at_256(images: LabelledImages) -> int:
-    """About what all images take at the short side 256, of an aspect of 4 to 3."""
-    return len(images) * SHORT_SIDE * SHORT_SIDE * 4
 
 
 class _Run:
@@ -401,6 +244,8 @@ class _Run:
         self.device = device
         self.iteration = 0
         self.curve: list[EpochPoint] = []
+        self.unread: set[int] = set()
+        self.held_out_unread: set[int] = set()
         self._network, self._called, self._recipe, self._per_epoch = network, called, recipe, per_epoch
         named = list(network.named_parameters())
         biases = [p for name, p in named if name.endswith("bias")]
@@ -427,7 +272,7 @@ class _Run:
         lowest = recipe.rate * recipe.factor ** (recipe.drops + 0.5)
         return self.iteration >= recipe.epochs * self._per_epoch or self._rate() < lowest
 
-    def step(self, batch: _Batch) -> None:
+    def step(self, batch: Batch) -> None:
         """One iteration on a mini-batch; images that could not be read count for nothing."""
         self._optimizer.zero_grad(set_to_none=True)
         with self._precision.products():
@@ -465,6 +310,8 @@ class _Run:
             "rate": self._rate(),
             "scaler": self._precision.scaler.state_dict(),
             "plateau": plateau_state(self._plateau),
+            "unread": sorted(self.unread),
+            "held_out_unread": sorted(self.held_out_unread),
         }
         return Saved(self.iteration, state_of(self._network, self._optimizer, "network"), progress)
 
@@ -474,6 +321,7 @@ class _Run:
         restore_state(self._network, self._optimizer, "network", saved.tensors)
         self.iteration = saved.iteration
         self.curve = [EpochPoint(**point) for point in progress["curve"]]
+        self.unread, self.held_out_unread = set(progress["unread"]), set(progress["held_out_unread"])
         self._losses.fill_(progress["losses"])
         self._counted = progress["counted"]
         self._set_rate(progress["rate"])

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import storage
+from pipeline.bodies.weights import read_state
 from storage.commits import winners
 from tests.cluster.commands import SPP, content, kill_tree, wait_until
 from tests.voc_folder import small_data_set
@@ -264,3 +267,50 @@ def test_an_open_secret_in_a_config_is_refused_before_anything_is_written(store,
     assert re.search(r"storage_options\.(secret|key) looks like a secret", found.stderr)
     assert SECRET not in found.stderr
     assert store.keys("open") == []
+
+
+@pytest.fixture(scope="module")
+def coloured(store, tmp_path_factory) -> Path:
+    """A config of whole images: a folder per class in the bucket, as classify and pretrain read it."""
+    folder = tmp_path_factory.mktemp("coloured")
+    for label, name in enumerate(("red", "green", "blue")):
+        (folder / "images" / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = np.random.default_rng([label, number]).integers(0, 120, (70, 80 + number, 3), np.uint8)
+            pixels[:, :, label] += 120
+            Image.fromarray(pixels).save(folder / "images" / name / f"im{number}.jpg")
+    store.upload(folder / "images", "coloured")
+    sections = {
+        "dataset": {"path": f"s3://{BUCKET}/coloured", "layout": "folder"},
+        "features": {"body": "squeezenet1_1", "weights": "random", "pyramid": [3, 1]},
+        "classify": {"views": ["crop"], "layers": ["spp"], "train_per_class": 4, "splits": 2},
+        "pretrain": {"epochs": 1, "batch": 6, "fc_sizes": [12, 8], "initial": "he", "held_out": 0.3},
+        "execution": {"progress_seconds": 1, "num_cpus": 2},
+    }
+    path = folder / "coloured.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+@pytest.mark.usefixtures("credentials")
+def test_whole_images_are_classified_as_in_a_folder(store, coloured):
+    """The features to the bit; what is measured of them equally."""
+    roots = f"s3://{BUCKET}/classified", str(coloured.parent / "classified")
+    shown = [store.spp("classify", "--config", str(coloured), "--root", root, "--json") for root in roots]
+    assert [one.returncode for one in shown] == [0, 0], shown[0].stderr
+    there, here = (json.loads(one.stdout.splitlines()[-1])["classification"] for one in shown)
+    assert there == here
+    assert content(roots[0], "image_features", "coloured").equals(content(roots[1], "image_features", "coloured"))
+
+
+def test_a_network_is_trained_tested_and_exported(store, coloured):
+    """Its checkpoints lie in the bucket, too, and are gone in the end."""
+    root, export = f"s3://{BUCKET}/trained", coloured.with_name("network.safetensors")
+    sets = ("--set", "execution.checkpoint_seconds=0")
+    done = store.spp("pretrain", "--config", str(coloured), "--root", root, "--export", str(export), *sets)
+    assert done.returncode == 0, done.stderr
+    assert "1-crop" in done.stdout
+    assert {"fc8.weight", "fc8.bias"} < read_state(export).keys()
+    assert any("/data/" in key for key in store.keys("trained/network"))
+    assert not any("/data/" in key for key in store.keys("trained/checkpoints"))
+    assert store.spp("verify", "--root", root).returncode == 0

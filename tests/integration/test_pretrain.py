@@ -21,6 +21,7 @@ from jobs.cli import main
 from jobs.config import RunConfig
 from jobs.extract import load_body
 from jobs.network_training import LabelledFiles, TrainNetwork, train_network
+from jobs.training_data import is_held_out
 from pipeline.bodies import body_spec, load_classifier
 from pipeline.bodies.weights import read_metadata, read_state
 from pipeline.receptive_field import Layer
@@ -159,15 +160,23 @@ def test_test_splits_are_tested_on_and_choose_nothing(tmp_path, capsys):
     np.testing.assert_array_equal(task.network()["fc6.weight"], network["fc6.weight"])
 
 
-def test_an_image_that_cannot_be_decoded_is_in_the_ledger(tmp_path, capsys):
+@pytest.mark.parametrize("held_out", ["0", "0.3"])
+def test_images_that_cannot_be_decoded_are_in_the_ledger(tmp_path, capsys, held_out):
+    """Those to train on as those held out, which nothing else looks at here."""
     data = folder(tmp_path / "images", 18)
-    broken = data / "green" / "im004.jpg"
-    broken.write_bytes(broken.read_bytes()[:-600])  # its header is whole
+    ids = sorted(f"{path.parent.name}/{path.stem}" for path in data.rglob("*.jpg"))
+    measured = [is_held_out(float(held_out), 0, image_id) for image_id in ids]
+    broken = [ids[measured.index(False)], *([ids[measured.index(True)]] if any(measured) else [])]
+    assert len(broken) == 1 + (held_out != "0")
+    for image_id in broken:
+        path = data / f"{image_id}.jpg"
+        path.write_bytes(path.read_bytes()[:-600])  # its header is whole
     task = Task(tmp_path, path=str(data))
-    sets = ("pretrain.epochs=1", "pretrain.held_out=0", "pretrain.views=[]")
+    sets = ("pretrain.epochs=1", f"pretrain.held_out={held_out}", "pretrain.views=[]", "pretrain.batch=1")
     assert task.spp("pretrain", *(word for change in sets for word in ("--set", change))) == 3
-    assert "failed image green/im004" in capsys.readouterr().out
-    assert task.curve()[0]["top1"] is None
+    printed = capsys.readouterr().out
+    assert all(f"failed image {image_id}" in printed for image_id in broken)
+    assert (task.curve()[0]["top1"] is None) == (held_out == "0")
 
 
 def test_what_cannot_be_trained_on_is_refused(tmp_path, capsys):
@@ -249,11 +258,17 @@ def test_two_workers_train_on_a_table_of_images(tmp_path, capsys):
     tables.mkdir()
     for part in range(2):
         numbers = range(part * 24, part * 24 + 24)
-        columns = {"image": [picture(n) for n in numbers], "label": [CLASSES[n % 3] for n in numbers]}
+        images = [picture(n)[: -600 if n % 8 == 5 else None] for n in numbers]  # some are cut off
+        columns = {"image": images, "label": [CLASSES[n % 3] for n in numbers]}
         pq.write_table(pa.table(columns), tables / f"train-{part}.parquet", row_group_size=6)
     task = Task(tmp_path, path=str(tables), layout="table", train_splits=["train"], test_splits=[])
-    sets = ("execution.train_workers=2", "execution.train_threads=1", "pretrain.views=[1-crop]")
-    assert task.spp("pretrain", *(word for change in sets for word in ("--set", change))) == 0
+    sets = (
+        *("execution.train_workers=2", "execution.train_threads=1", "execution.max_failed=0.2"),
+        *("pretrain.views=[]", "pretrain.batch=2"),  # so that an epoch leaves out one image at most
+    )
+    assert task.spp("pretrain", *(word for change in sets for word in ("--set", change))) == 3
     assert all(np.isfinite(values).all() for values in task.network().values())
     assert [row["epoch"] for row in task.curve()] == [1, 2]
-    assert "held-out images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    rows = [row for part in range(2) for row in range(24) if (part * 24 + row) % 8 == 5]
+    assert printed.count("failed image ") == len(rows) == 6  # whichever of the two met them

@@ -15,16 +15,8 @@ from torch import nn
 
 from pipeline.augmentation import PLAIN, at_short_side, choose, shown
 from pipeline.errors import ImageError
-from pipeline.pretraining import (
-    BROKEN,
-    Decoded,
-    LabelledImages,
-    MiniBatches,
-    Recipe,
-    hits,
-    measure,
-    train,
-)
+from pipeline.mini_batches import BROKEN, Decoded, LabelledImages, MiniBatches
+from pipeline.pretraining import Recipe, hits, measure, train
 from pipeline.receptive_field import Layer
 from pipeline.spp_network import new_network
 from pipeline.training import Diverged, Saved, TrainingError
@@ -107,7 +99,7 @@ def test_sizes_change_with_whole_epochs_or_are_drawn_for_every_mini_batch():
 @pytest.mark.parametrize("workers", [1, 4])
 def test_an_epoch_shows_every_image_once_to_one_of_the_workers(blocks, workers):
     images = LabelledImages(np.zeros(103, np.int64), lambda number, least: None, blocks)  # type: ignore[arg-type, return-value]
-    batches = [MiniBatches(images, Recipe(batch=8, seed=4), rank, workers) for rank in range(workers)]
+    batches = [MiniBatches(images, 8, 4, rank, workers) for rank in range(workers)]
     per_epoch = batches[0].per_epoch
     assert per_epoch == (103 // workers) // (8 // workers)
     epochs = []
@@ -118,7 +110,7 @@ def test_an_epoch_shows_every_image_once_to_one_of_the_workers(blocks, workers):
         assert len(set(shown_to.tolist())) == len(shown_to) > 103 - 8 - workers
         epochs.append(shown_to.tolist())
     assert epochs[0] != epochs[1] != epochs[2]
-    late = MiniBatches(images, Recipe(batch=8, seed=4), workers - 1, workers)
+    late = MiniBatches(images, 8, 4, workers - 1, workers)
     np.testing.assert_array_equal(late.rows(2 * per_epoch + 1), batches[-1].rows(2 * per_epoch + 1))
 
 
@@ -126,7 +118,7 @@ def test_images_in_blocks_are_read_a_few_blocks_at_a_time():
     blocks = np.repeat(np.arange(40), 25)
     images = LabelledImages(np.zeros(1000, np.int64), lambda number, least: None, blocks)  # type: ignore[arg-type, return-value]
     for rank in range(2):
-        batches = MiniBatches(images, Recipe(batch=10), rank, 2)
+        batches = MiniBatches(images, 10, 0, rank, 2)
         order = blocks[np.concatenate([batches.rows(i) for i in range(batches.per_epoch)])]
         groups = [set(order[start : start + 100].tolist()) for start in range(0, len(order), 100)]
         assert all(len(group) == 4 for group in groups)  # four blocks of 25, mixed
@@ -136,12 +128,12 @@ def test_images_in_blocks_are_read_a_few_blocks_at_a_time():
 
 def test_few_images_make_small_batches_and_too_few_none():
     images = coloured(6)
-    assert MiniBatches(images, Recipe(batch=128)).per_epoch == 1
-    assert len(MiniBatches(images, Recipe(batch=128)).rows(3)) == 6
+    assert MiniBatches(images, 128, 0).per_epoch == 1
+    assert len(MiniBatches(images, 128, 0).rows(3)) == 6
     with pytest.raises(TrainingError, match="6 training images are too few for 8 workers"):
-        MiniBatches(images, Recipe(batch=128), 0, 8)
+        MiniBatches(images, 128, 0, 0, 8)
     with pytest.raises(ValueError, match="cannot be shared out evenly to 3 workers"):
-        MiniBatches(images, Recipe(batch=128), 0, 3)
+        MiniBatches(images, 128, 0, 0, 3)
 
 
 def test_an_epoch_is_gradient_descent_on_the_images_as_they_are_drawn():
@@ -149,8 +141,8 @@ def test_an_epoch_is_gradient_descent_on_the_images_as_they_are_drawn():
     images, recipe = coloured(), Recipe(epochs=2, batch=6, sizes="multi", rate=0.02, seed=3)
     trained, plain = network(), network()
     plain.head.dropout.p = trained.head.dropout.p = 0.0
-    curve = train(trained, images, recipe, threads=3)
-    batches = MiniBatches(images, recipe)
+    curve = train(trained, images, recipe, threads=3).curve
+    batches = MiniBatches(images, recipe.batch, recipe.seed)
     momenta = {name: torch.zeros_like(values) for name, values in plain.named_parameters()}
     losses = []
     for iteration in range(6):
@@ -195,14 +187,14 @@ def test_a_training_taken_up_again_ends_with_the_same_weights(sizes, at, stop):
     for name, values in weights(whole).items():
         np.testing.assert_array_equal(weights(again)[name], values, err_msg=name)
     assert found == wanted
-    assert [point.epoch for point in found] == [1, 2, 3, 4]
+    assert [point.epoch for point in found.curve] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("pooling", "sizes"), [("fixed", "single"), ("spp", "single"), ("spp", "multi")])
 def test_what_can_be_learned_is_learned(pooling, sizes):
     trained = network(pooling=pooling, sizes=(48, 48), dropout=0.2)
     recipe = Recipe(epochs=20, batch=6, rate=0.01, sizes=sizes)
-    curve = train(trained, coloured(), recipe, held_out=coloured(9, seed=1), cache_bytes=10**8)
+    curve = train(trained, coloured(), recipe, held_out=coloured(9, seed=1), cache_bytes=10**8).curve
     assert curve[-1].loss < 0.5 * math.log(CLASSES)
     assert curve[-1].top1 > 0.9
     assert not trained.training
@@ -212,7 +204,7 @@ def test_the_rate_falls_twice_when_the_held_out_error_stands_still_and_then_the_
     stuck = coloured(9, seed=1)
     stuck = LabelledImages(np.roll(stuck.labels, 1), stuck.read)
     recipe = Recipe(epochs=60, batch=9, rate=1e-4, patience=2)
-    curve = train(network(), coloured(9), recipe, held_out=stuck)
+    curve = train(network(), coloured(9), recipe, held_out=stuck).curve
     assert len(curve) < 60
     rates = [point.rate for point in curve]
     assert sorted(set(rates), reverse=True) == pytest.approx([1e-4, 1e-5, 1e-6])
@@ -235,17 +227,24 @@ def test_a_rate_that_is_too_high_is_named():
 def test_images_that_cannot_be_read_count_for_nothing():
     """The weights are those of a training in which the loss of these images is left out."""
     images, recipe = coloured(broken=(2, 11)), Recipe(epochs=1, batch=6, rate=0.02)
-    seen = []
     trained = network()
-    train(trained, images, recipe, watch=lambda point, decoded: seen.append(dict(decoded.failed)))
-    assert {n: str(e) for n, e in seen[-1].items()} == {2: "image 2 is no image", 11: "image 11 is no image"}
+    found = train(trained, images, recipe, held_out=coloured(6, seed=1, broken=(5,)))
+    assert (found.unread, found.held_out_unread) == ([2, 11], [5])
     labels = coloured().labels.copy()
     labels[[2, 11]] = BROKEN
     other = network()
     train(other, LabelledImages(labels, coloured().read), recipe)
     for name, values in weights(trained).items():
         np.testing.assert_allclose(values, weights(other)[name], rtol=1e-5, atol=1e-7, err_msg=name)
-    assert len(seen) == 1
+
+
+def test_an_image_that_could_not_be_read_before_an_interruption_is_still_known():
+    """Saved after the first epoch, whose images are whole when the training is taken up again."""
+    recipe, kept = Recipe(epochs=2, batch=6), Kept(at=4, stop=5)
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), coloured(broken=(7,)), recipe, held_out=coloured(6, broken=(1,)), checkpoints=kept)
+    found = train(network(), coloured(), recipe, held_out=coloured(6), checkpoints=Kept(saved=kept.saved))
+    assert (found.unread, found.held_out_unread) == ([7], [1])
 
 
 def test_too_many_of_them_end_the_training():
