@@ -19,15 +19,13 @@ from torch import nn
 from pipeline.head import Head
 from pipeline.training import (
     Checkpoints,
-    Diverged,
-    Precision,
+    Descent,
+    Fall,
+    Group,
     Saved,
     TrainingError,
     over_workers,
-    plateau_state,
-    restore_state,
     seed_of,
-    state_of,
 )
 
 MOMENTUM = 0.9
@@ -261,109 +259,71 @@ class _Run:
         self, head: Head, called: nn.Module, schedule: Sequence[Step] | Plateau, rules: Rules, device: torch.device
     ) -> None:
         self.device = device
-        self.iteration = 0
         self.trained = Trained()
-        self._head, self._called, self._schedule = head, called, schedule
-        first = schedule.rate if isinstance(schedule, Plateau) else schedule[0].rate
+        self._called, self._schedule = called, schedule
         biases = [p for name, p in head.named_parameters() if name.endswith("bias") and not name.startswith("fc8")]
         last = [p for name, p in head.named_parameters() if name.endswith("bias") and name.startswith("fc8")]
         weights = [p for name, p in head.named_parameters() if name.endswith("weight")]
-        self._factors = (1.0, _BIAS_RATE, _BIAS_RATE)
-        self._optimizer = torch.optim.SGD(
+        self._descent = Descent(
+            head,
+            "head",
             [
-                {"params": weights, "weight_decay": rules.weight_decay},
-                {"params": biases, "weight_decay": rules.weight_decay},
-                {"params": last, "weight_decay": 0.0},
+                Group(weights, rules.weight_decay),
+                Group(biases, rules.weight_decay, _BIAS_RATE),
+                Group(last, 0.0, _BIAS_RATE),
             ],
-            lr=first,
+            device,
+            rate=schedule.rate if isinstance(schedule, Plateau) else schedule[0].rate,
             momentum=rules.momentum,
-            fused=True,  # one pass over weights and momenta
+            fall=Fall(schedule.factor, schedule.patience) if isinstance(schedule, Plateau) else None,
         )
-        self._set_rate(first)
-        self._plateau: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
-        if isinstance(schedule, Plateau):
-            self._plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-                self._optimizer, factor=schedule.factor, patience=schedule.patience - 1, threshold=1e-3
-            )
-        self._precision = Precision(device)
-        self._losses = torch.zeros((), dtype=torch.float64, device=device)
-        self._counted = 0
+
+    @property
+    def iteration(self) -> int:
+        """How many were done."""
+        return self._descent.iteration
 
     def finished(self) -> bool:
         schedule = self._schedule
         if isinstance(schedule, Plateau):
             lowest = schedule.rate * schedule.factor ** (schedule.drops + 0.5)
-            return self.iteration >= schedule.most or self._rate() < lowest
+            return self.iteration >= schedule.most or self._descent.rate < lowest
         return self.iteration >= sum(step.iterations for step in schedule)
 
     def step(self, vectors: torch.Tensor, labels: torch.Tensor) -> None:
         """One iteration on a mini-batch: float (B, dim) and int64 (B,)."""
         if not isinstance(self._schedule, Plateau):
             ends = itertools.accumulate(step.iterations for step in self._schedule)
-            self._set_rate(next(s.rate for s, end in zip(self._schedule, ends, strict=True) if self.iteration < end))
+            self._descent.set_rate(
+                next(s.rate for s, end in zip(self._schedule, ends, strict=True) if self.iteration < end)
+            )
         self._note_step()
-        self._optimizer.zero_grad(set_to_none=True)
-        with self._precision.products():
-            loss = nn.functional.cross_entropy(self._called(vectors), labels)
-        self._precision.descend(loss, self._optimizer)
-        self._losses += loss.detach().double()
-        self._counted += 1
-        self.iteration += 1
+        self._descent.step(lambda: nn.functional.cross_entropy(self._called(vectors), labels))
 
     def point(self, measured: tuple[float, float] | None) -> CurvePoint:
         """Close the curve's last stretch; a plateau may lower the rate."""
-        total = over_workers(self._losses.clone())
-        loss = float(total) / max(1, self._counted)
-        if not math.isfinite(loss) or (measured is not None and not math.isfinite(measured[0])):
-            raise Diverged(
-                f"the loss is no number after {self.iteration} iterations at a learning rate of {self._rate():g}; "
-                f"train at a lower one"
-            )
-        found = CurvePoint(self.iteration, self._rate(), loss, *(measured or ()))
+        rate, loss = self._descent.rate, self._descent.mean_loss(measured[0] if measured is not None else None)
+        found = CurvePoint(self.iteration, rate, loss, *(measured or ()))
         self.trained.curve.append(found)
-        self._losses.zero_()
-        self._counted = 0
-        if self._plateau is not None and measured is not None:
-            self._plateau.step(measured[0])
+        if measured is not None:
+            self._descent.look_at(measured[0])
         return found
 
     def saved(self) -> Saved:
-        progress = {
-            "curve": [asdict(point) for point in self.trained.curve],
-            "steps": [asdict(step) for step in self.trained.steps],
-            "losses": float(self._losses),
-            "counted": self._counted,
-            "rate": self._rate(),
-            "scaler": self._precision.scaler.state_dict(),
-        }
-        if self._plateau is not None:
-            progress["plateau"] = plateau_state(self._plateau)
-        return Saved(self.iteration, state_of(self._head, self._optimizer, "head"), progress)
+        """The state after this iteration."""
+        curve, steps = self.trained.curve, self.trained.steps
+        return self._descent.saved(
+            {"curve": [asdict(point) for point in curve], "steps": [asdict(step) for step in steps]}
+        )
 
     def restore(self, saved: Saved) -> None:
         """Go on where ``saved`` was taken."""
-        progress = saved.progress
-        restore_state(self._head, self._optimizer, "head", saved.tensors)
-        self.iteration = saved.iteration
-        self.trained.curve = [CurvePoint(**point) for point in progress["curve"]]
-        self.trained.steps = [Step(**step) for step in progress["steps"]]
-        self._losses.fill_(progress["losses"])
-        self._counted = progress["counted"]
-        self._set_rate(progress["rate"])
-        if progress["scaler"]:  # none of a training that was begun on another device
-            self._precision.scaler.load_state_dict(progress["scaler"])
-        if self._plateau is not None:
-            self._plateau.load_state_dict({**self._plateau.state_dict(), **progress["plateau"]})
-
-    def _rate(self) -> float:
-        return float(self._optimizer.param_groups[0]["lr"])
-
-    def _set_rate(self, rate: float) -> None:
-        for group, factor in zip(self._optimizer.param_groups, self._factors, strict=True):
-            group["lr"] = rate * factor
+        self._descent.restore(saved)
+        self.trained.curve = [CurvePoint(**point) for point in saved.progress["curve"]]
+        self.trained.steps = [Step(**step) for step in saved.progress["steps"]]
 
     def _note_step(self) -> None:
-        steps, rate = self.trained.steps, self._rate()
+        steps, rate = self.trained.steps, self._descent.rate
         if steps and steps[-1].rate == rate:
             steps[-1] = replace(steps[-1], iterations=steps[-1].iterations + 1)
         else:

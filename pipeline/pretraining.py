@@ -8,7 +8,6 @@ checkpoint, in the middle of an epoch or not, ends with the weights of one that 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -33,15 +32,13 @@ from pipeline.mini_batches import (
 from pipeline.spp_network import SIDE, SppNetwork
 from pipeline.training import (
     Checkpoints,
-    Diverged,
-    Precision,
+    Descent,
+    Fall,
+    Group,
     Saved,
     TrainingError,
     over_workers,
-    plateau_state,
-    restore_state,
     seed_of,
-    state_of,
 )
 
 Sizes = Literal["single", "multi", "random"]
@@ -242,96 +239,66 @@ class _Run:
         self, network: SppNetwork, called: nn.Module, recipe: Recipe, per_epoch: int, device: torch.device
     ) -> None:
         self.device = device
-        self.iteration = 0
         self.curve: list[EpochPoint] = []
         self.unread: set[int] = set()
         self.held_out_unread: set[int] = set()
-        self._network, self._called, self._recipe, self._per_epoch = network, called, recipe, per_epoch
+        self._called, self._recipe, self._per_epoch = called, recipe, per_epoch
         named = list(network.named_parameters())
         biases = [p for name, p in named if name.endswith("bias")]
         norms = [p for name, p in named if not name.endswith("bias") and p.ndim == 1]
         weights = [p for name, p in named if not name.endswith("bias") and p.ndim > 1]
-        groups = [(weights, recipe.weight_decay, 1.0), (biases, 0.0, _BIAS_RATE), (norms, 0.0, 1.0)]
-        self._factors = [factor for parameters, _, factor in groups if parameters]
-        self._optimizer = torch.optim.SGD(
-            [{"params": parameters, "weight_decay": decay} for parameters, decay, _ in groups if parameters],
-            lr=recipe.rate,
+        self._descent = Descent(
+            network,
+            "network",
+            [Group(weights, recipe.weight_decay), Group(biases, 0.0, _BIAS_RATE), Group(norms, 0.0)],
+            device,
+            rate=recipe.rate,
             momentum=recipe.momentum,
-            fused=True,  # one pass over weights and momenta
+            fall=Fall(recipe.factor, recipe.patience),
         )
-        self._set_rate(recipe.rate)
-        self._plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self._optimizer, factor=recipe.factor, patience=recipe.patience - 1, threshold=1e-3
-        )
-        self._precision = Precision(device)
-        self._losses = torch.zeros((), dtype=torch.float64, device=device)
-        self._counted = 0
+
+    @property
+    def iteration(self) -> int:
+        """How many were done."""
+        return self._descent.iteration
 
     def finished(self) -> bool:
         recipe = self._recipe
         lowest = recipe.rate * recipe.factor ** (recipe.drops + 0.5)
-        return self.iteration >= recipe.epochs * self._per_epoch or self._rate() < lowest
+        return self.iteration >= recipe.epochs * self._per_epoch or self._descent.rate < lowest
 
     def step(self, batch: Batch) -> None:
         """One iteration on a mini-batch; images that could not be read count for nothing."""
-        self._optimizer.zero_grad(set_to_none=True)
-        with self._precision.products():
+
+        def loss() -> torch.Tensor:
             logits = self._called(batch.pixels, batch.shifts)
             total = nn.functional.cross_entropy(logits.float(), batch.labels, ignore_index=BROKEN, reduction="sum")
-            loss = total / (batch.labels != BROKEN).sum().clamp(min=1)
-        self._precision.descend(loss, self._optimizer)
-        self._losses += loss.detach().double()
-        self._counted += 1
-        self.iteration += 1
+            return total / (batch.labels != BROKEN).sum().clamp(min=1)
+
+        self._descent.step(loss)
 
     def point(self, measured: tuple[float, float, float] | None) -> EpochPoint:
         """Close an epoch; the rate may fall."""
-        loss = float(over_workers(self._losses.clone())) / max(1, self._counted)
+        rate, loss = self._descent.rate, self._descent.mean_loss(measured[0] if measured is not None else None)
         epoch = self.iteration // self._per_epoch
-        if not math.isfinite(loss) or (measured is not None and not math.isfinite(measured[0])):
-            raise Diverged(
-                f"the loss is no number after {epoch} epochs at a learning rate of {self._rate():g}; train at a lower "
-                f"one"
-            )
         side = None if self._recipe.sizes == "random" else self._recipe.side(epoch - 1, self.iteration - 1)
-        found = EpochPoint(epoch, side, self._rate(), loss, *(measured or ()))
+        found = EpochPoint(epoch, side, rate, loss, *(measured or ()))
         self.curve.append(found)
-        self._losses.zero_()
-        self._counted = 0
-        self._plateau.step(loss if found.top1 is None else 1 - found.top1)
+        self._descent.look_at(loss if found.top1 is None else 1 - found.top1)
         return found
 
     def saved(self) -> Saved:
         """The state after this iteration."""
-        progress = {
-            "curve": [asdict(point) for point in self.curve],
-            "losses": float(self._losses),
-            "counted": self._counted,
-            "rate": self._rate(),
-            "scaler": self._precision.scaler.state_dict(),
-            "plateau": plateau_state(self._plateau),
-            "unread": sorted(self.unread),
-            "held_out_unread": sorted(self.held_out_unread),
-        }
-        return Saved(self.iteration, state_of(self._network, self._optimizer, "network"), progress)
+        return self._descent.saved(
+            {
+                "curve": [asdict(point) for point in self.curve],
+                "unread": sorted(self.unread),
+                "held_out_unread": sorted(self.held_out_unread),
+            }
+        )
 
     def restore(self, saved: Saved) -> None:
         """Go on where ``saved`` was taken."""
-        progress = saved.progress
-        restore_state(self._network, self._optimizer, "network", saved.tensors)
-        self.iteration = saved.iteration
-        self.curve = [EpochPoint(**point) for point in progress["curve"]]
-        self.unread, self.held_out_unread = set(progress["unread"]), set(progress["held_out_unread"])
-        self._losses.fill_(progress["losses"])
-        self._counted = progress["counted"]
-        self._set_rate(progress["rate"])
-        if progress["scaler"]:  # none of a training that was begun on another device
-            self._precision.scaler.load_state_dict(progress["scaler"])
-        self._plateau.load_state_dict({**self._plateau.state_dict(), **progress["plateau"]})
-
-    def _rate(self) -> float:
-        return float(self._optimizer.param_groups[0]["lr"])
-
-    def _set_rate(self, rate: float) -> None:
-        for group, factor in zip(self._optimizer.param_groups, self._factors, strict=True):
-            group["lr"] = rate * factor
+        self._descent.restore(saved)
+        self.curve = [EpochPoint(**point) for point in saved.progress["curve"]]
+        self.unread, self.held_out_unread = (set(saved.progress[name]) for name in ("unread", "held_out_unread"))
