@@ -45,9 +45,10 @@ class StoredCheckpoints:
 
     def last(self) -> Saved | None:
         """What was saved last."""
-        if self._newest is None:
+        newest, self._newest = self._newest, None  # a copy of all weights and momenta is not kept
+        if newest is None:
             return None
-        _, iteration, tensors, progress = self._newest
+        _, iteration, tensors, progress = newest
         return Saved(iteration, {name: over_array(values) for name, values in tensors.items()}, progress)
 
     def due(self) -> bool:
@@ -59,5 +60,4 @@ class StoredCheckpoints:
         found = saved()
         tensors = {name: values.float().numpy() for name, values in found.tensors.items()}
         save_checkpoint(self._root, self._method, 0, found.iteration, tensors, found.progress, PRODUCER)
-        self._newest = None
         self._saved = time.monotonic()

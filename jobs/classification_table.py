@@ -23,8 +23,8 @@ from jobs.classifying import check_layers, classify
 from jobs.config import RunConfig
 from jobs.errors import UsageError
 from jobs.extract import load_body
-from jobs.printing import markdown_table, print_table
-from jobs.recording import say
+from jobs.printing import list_failed, markdown_table, print_table
+from jobs.recording import failed_images, say
 from jobs.stages import Invocation
 from pipeline.image_view import View
 from pipeline.whole_image import POOL_LEVEL
@@ -49,6 +49,7 @@ class ClassificationTable:
 
     measure: str
     columns: tuple[Column, ...]
+    failed: dict[str, str]
     exit_code: int
 
     @property
@@ -90,8 +91,9 @@ def make_table(invocation: Invocation, random: bool) -> ClassificationTable:
     if "random" in cells:
         columns += [Column(f"random, {_in_words(v)}", *_of(cells["random"], v)) for v in ("crop", full[0])]
     codes = [run.exit_code for run in cells.values()]
+    failed = {image_id: reason for run in cells.values() for image_id, reason in run.failed.items()}
     what = "mean AP (11-point, %)" if config.protocol == "voc07" else "mean class accuracy (%)"
-    return ClassificationTable(what, tuple(columns), max(codes))
+    return ClassificationTable(what, tuple(columns), dict(sorted(failed.items())), max(codes))
 
 
 def best_view(measured: Sequence[Measured], views: Sequence[str]) -> str:
@@ -107,6 +109,7 @@ def best_view(measured: Sequence[Measured], views: Sequence[str]) -> str:
 class _Run:
     name: str
     measured: list[Measured]
+    failed: dict[str, str]
     exit_code: int
 
 
@@ -128,7 +131,7 @@ def _cells(invocation: Invocation, name: str, config: RunConfig) -> _Run:
     run = f"{invocation.name}.{name}"
     say(f"table: {run}")
     record = classify(Invocation(config, invocation.root, run, invocation.argv))
-    return _Run(run, measured_layers(record), record.exit_code or 0)
+    return _Run(run, measured_layers(record), failed_images(invocation.root, record), record.exit_code or 0)
 
 
 def _of(run: _Run, view: str, without: Sequence[str] = ()) -> tuple[str, str, dict[str, Measured]]:
@@ -141,9 +144,10 @@ def _in_words(view: str) -> str:
 
 
 def print_text(table: ClassificationTable) -> None:
-    """The table on standard output."""
+    """The table on standard output, and the images that failed."""
     print(_caption(table))
     print_table(("layer", *(column.title for column in table.columns)), table.body(), 1)
+    list_failed(table.failed)
 
 
 def markdown(table: ClassificationTable) -> str:
@@ -172,7 +176,7 @@ def as_json(table: ClassificationTable) -> dict[str, Any]:
         {"title": column.title, "run": column.run, "cells": [vars(one) for one in column.cells.values()]}
         for column in table.columns
     ]
-    return {"measure": table.measure, "columns": columns, "exit_code": table.exit_code}
+    return {"measure": table.measure, "columns": columns, "failed": table.failed, "exit_code": table.exit_code}
 
 
 def _caption(table: ClassificationTable) -> str:

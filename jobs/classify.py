@@ -4,8 +4,9 @@
 
 The story: actors show every image to the body once per view, and store each layer of each view in ``image_features``.
 The products of all images' vectors are then computed once per layer and view, and serve every split and every class:
-an SVM whose examples are fewer than its dimensions sees nothing else of them. Splits, layers and views are tasks side
-by side. What was predicted stands in ``image_scores``, what was measured in ``classification``.
+an SVM whose examples are fewer than its dimensions sees nothing else of them. Layers and views are tasks side by side;
+the classes of a split, milliseconds each, are shared out to a task's threads. What was predicted stands in
+``image_scores``, what was measured in ``classification``.
 
 Protocols: ``voc07``, one SVM per class, average precision on the test splits; ``caltech101``, 30 images of each class
 to train on and at most 50 to test on, in 10 random splits, mean class accuracy; ``folder``, the same with all others to
@@ -41,7 +42,8 @@ class ClassifyConfig(Settings):
     protocol: Literal["voc07", "caltech101", "folder"] = "folder"
     """voc07: average precision per class on the test splits; caltech101 and folder: accuracy on random splits."""
     views: tuple[str, ...] = ("crop", "full-224")
-    """crop: 224 x 224 from the centre of the image at short side 256; warp: the whole image squeezed into 224 x 224;
+    """crop: 224 x 224 from the centre of the image at short side 256; warp: the whole image squeezed into 224 x 224
+    (or what the body was trained at, and the short side in proportion);
     full-S: the whole image at short side S."""
     layers: tuple[str, ...] | None = None
     """Some of the body's layers (conv4, conv5, pool, spp, fc6, fc7; c4, c5 of the efficientnets); null: all."""

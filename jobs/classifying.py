@@ -92,8 +92,13 @@ def check_layers(config: RunConfig, body: LoadedBody) -> tuple[str, ...]:
                 f"classify.layers: body {config.features.body!r} with weights {config.features.weights!r} and pyramid "
                 f"{list(config.features.pyramid)} has no layer {layer!r}; it has {', '.join(there)}"
             )
-    if not any(View.parse(view).fixed for view in config.classify.views) and not whole_layers(wanted):
-        raise UsageError("classify.layers: maps are compared in views of a fixed size only; add crop or warp, or spp")
+    for view in config.classify.views:
+        if not View.parse(view).fixed and not whole_layers(wanted):
+            raise UsageError(
+                f"classify.layers: {', '.join(wanted)} of view {view} have no fixed length; add spp, or leave the view "
+                f"out of classify.views"
+            )
+    _head(config, body, wanted)  # refused now, if it does not fit
     return tuple(layer for layer in there if layer in wanted)
 
 
@@ -109,7 +114,7 @@ def _image_features(
 ) -> DatasetRecord:
     """The layers of every image, but for the shards that are there."""
     config, root = invocation.config, invocation.root
-    views = config.classify.views
+    views = tuple(sorted(config.classify.views))
     stored = tuple(dict.fromkeys("spp" if layer == "pool" else layer for layer in layers))
     method = image_features_method(config.features, views, stored, body.digest, body.classifier)
     hold(root, record, [f"image_features/{method}"])
@@ -243,18 +248,22 @@ def _measure(
     chosen_on = held_out_splits(config, labels, splits) if len(sized) > 1 else []
     resources = session.ready()
     solvers = _solvers(config, labels, splits, layers, lengths)
-    threads = max(1, min(resources.node_cpus, resources.cpus // len(solvers)))
+    most_threads = max(1, min(resources.node_cpus, resources.cpus // len(solvers)))
     shared = ray.put(labels)
     refs = {}
     for (view, layer), (solver, needed) in solvers.items():
         tested = [(TEST, number, split) for number, split in splits]
         if view in sized:
             tested += [(HELD_OUT, number, split) for number, split in chosen_on]
+        parts, threads = {"": tested}, most_threads
         if solver == "sklearn":
             say(f"classify: {view} {layer}: by LinearSVC on the vectors")
+            parts = {f", split {number}": [one for one in tested if one[1] == number] for number, _ in splits}
+            threads = 1
         task = as_task(_measure_task, num_cpus=threads, memory=min(needed, resources.node_memory // 2))
         work = (root, keys, view, layer, config.features.pyramid, config.classify)
-        refs[task.remote(work, shared, tuple(tested), solver, threads)] = (view, layer)
+        for which, part in parts.items():
+            refs[task.remote(work, shared, tuple(part), solver, threads)] = (view, layer, which)
     return _gathered(config, refs)
 
 
@@ -265,7 +274,7 @@ def _measure_task(
     return measure_layer(LayerTask(root, keys, view, layer, levels, config, labels, splits, solver, threads))
 
 
-def _gathered(config: RunConfig, refs: Mapping[Any, tuple[str, str]]) -> tuple[list[LayerResult], list[LedgerRow]]:
+def _gathered(config: RunConfig, refs: Mapping[Any, tuple[str, str, str]]) -> tuple[list[LayerResult], list[LedgerRow]]:
     """What the tasks return, in their order; each is said as it ends."""
     results: dict[Any, LayerResult] = {}
     notes = []
@@ -274,12 +283,12 @@ def _gathered(config: RunConfig, refs: Mapping[Any, tuple[str, str]]) -> tuple[l
         while left:
             (ref,), left = ray.wait(left, num_returns=1)
             (results[ref],) = gather("classify", [ref])
-            view, layer = refs[ref]
+            view, layer, which = refs[ref]
             means = class_means(results[ref].measured, measure_of(config))[view, layer, TEST]
             seconds = ", ".join(f"{name} {value:.1f} s" for name, value in results[ref].seconds.items())
-            say(f"classify: {view} {layer}: {100 * statistics.mean(means):.2f} % ({seconds})")
+            say(f"classify: {view} {layer}{which}: {100 * statistics.mean(means):.2f} % ({seconds})")
             if results[ref].not_converged:
-                text = f"{results[ref].not_converged} SVMs of layer {layer}, view {view} did not converge"
+                text = f"{results[ref].not_converged} SVMs of layer {layer}, view {view}{which} did not converge"
                 say(f"note: {text}")
                 notes.append(LedgerRow(image_id="", stage="classify", type="NotConverged", message=text, level="note"))
     except BaseException:  # an interrupt above all: the others would go on without us

@@ -220,13 +220,13 @@ def _files_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str
         raise error
 
     files: dict[str, dict[str, Any]] = {}
-    seen: set[str] = set()
+    above: dict[str, tuple[str, ...]] = {}  # folder to the real paths of those that it lies in
     for folder, below, names in os.walk(path, onerror=stop, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder that it lies in
+        real, outer = os.path.realpath(folder), above.pop(folder, ())
+        if real in outer:  # a link to a folder that it lies in
             below.clear()
             continue
-        seen.add(real)
+        above |= {os.path.join(folder, name): (*outer, real) for name in below}
         for name in names:
             try:
                 found = os.stat(f"{folder}/{name}")

@@ -77,12 +77,12 @@ def _decoded_sizes(size: tuple[int, int], least: int | None) -> list[tuple[int, 
 
 
 _ROW = re.compile(r"(?P<file>.+\.parquet)#(?P<column>.+)/(?P<group>\d+)\.(?P<row>\d+)")
-_GROUPS = 4
-_GROUP_BYTES = 500_000_000
-"""Row groups of images that a process keeps at hand, at most, and bytes of all but the newest; a data set is gone
-through group by group."""
+_GROUPS = 8
+_GROUP_BYTES = 1_000_000_000
+"""Row groups of images that a process keeps at hand, at most, and bytes of all but the newest. A data set is gone
+through group by group; a training mixes four, and begins the next four while threads are still at the last."""
 
-_kept: OrderedDict[tuple[str, str, str, int], pa.ChunkedArray] = OrderedDict()
+_kept: OrderedDict[tuple[str, str, int], pa.ChunkedArray] = OrderedDict()
 _keeping = threading.Lock()
 
 
@@ -107,7 +107,8 @@ def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
     found = _ROW.fullmatch(path)
     if found is None:
         return fs.cat_file(path)
-    key = (fs._fs_token, found["file"], found["column"], int(found["group"]))
+    place = f"{type(fs).__name__} {sorted(fs.storage_options.items())!r}"  # each thread has a file system of its own
+    key = (f"{place} {found['file']}", found["column"], int(found["group"]))
     with _keeping:  # one reader at a time: the next images are of the same group
         if key not in _kept:
             with fs.open(found["file"], "rb") as file:

@@ -1,4 +1,8 @@
-"""What one task of classify does: train and test the SVMs of one layer of one view, in every split."""
+"""What one task of classify does: train and test the SVMs of one layer of one view, in all its splits.
+
+Over the products of the images a task's threads share out the classes of a split. liblinear draws its random numbers
+from one state for the whole process: on the vectors classes follow one another, and splits are tasks of their own.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from jobs.image_features import layer_vectors
 from jobs.labels import ImageLabels
 from pipeline.classification import Split, class_accuracies, image_ap, products
 from pipeline.phases import PhaseClock
-from pipeline.svm import LinearSvcSolver, SvmProblem, solve_products
+from pipeline.svm import LinearSvcSolver, SvmFit, SvmProblem, solve_products
 from storage.root import Root
 from storage.schemas import schema
 
@@ -94,27 +98,26 @@ class _Machine(ABC):
         """Scores of the test images (n, K), -inf for a class that cannot be trained; classes that did not converge."""
         labels = self._work.labels
         scores = np.full((len(split.test), len(labels.class_names)), -np.inf)
-        alike: dict[bytes, list[int]] = {}  # classes that train on the same images
-        for column in range(len(labels.class_names)):
-            train = split.train[~labels.ignored[split.train, column]]
-            positive = labels.shows[train, column]
-            if positive.any() and not positive.all():
-                alike.setdefault(train.tobytes(), []).append(column)
-        missed = 0
-        for key, columns in alike.items():
-            train = np.frombuffer(key, np.int64)
-            found, unfinished = self.train_and_score(
-                place[train], place[split.test], labels.shows[train][:, columns], problem
-            )
-            scores[:, columns] = found
-            missed += unfinished
+        positive, used = labels.shows[split.train], ~labels.ignored[split.train]
+        can = np.flatnonzero((positive & used).any(axis=0) & (~positive & used).any(axis=0))
+        if not len(can):
+            return scores, 0
+        scores[:, can], missed = self.train_and_score(
+            place[split.train], place[split.test], positive[:, can], used[:, can], problem
+        )
         return scores, missed
 
     @abstractmethod
     def train_and_score(
-        self, train: NDArray[np.int64], test: NDArray[np.int64], positive: NDArray[np.bool_], problem: SvmProblem
+        self,
+        train: NDArray[np.int64],
+        test: NDArray[np.int64],
+        positive: NDArray[np.bool_],
+        used: NDArray[np.bool_],
+        problem: SvmProblem,
     ) -> tuple[NDArray[np.float64], int]:
-        """Scores (tests, K) of SVMs trained on rows of the vectors, and how many did not converge."""
+        """Scores (tests, K) of SVMs trained on rows of the vectors, each on those ``used`` (rows, K), and how many did
+        not converge."""
 
 
 class _OfProducts(_Machine):
@@ -125,13 +128,19 @@ class _OfProducts(_Machine):
         self._gram = gram
 
     def train_and_score(
-        self, train: NDArray[np.int64], test: NDArray[np.int64], positive: NDArray[np.bool_], problem: SvmProblem
+        self,
+        train: NDArray[np.int64],
+        test: NDArray[np.int64],
+        positive: NDArray[np.bool_],
+        used: NDArray[np.bool_],
+        problem: SvmProblem,
     ) -> tuple[NDArray[np.float64], int]:
         config, most = self._work.config, 10_000
         coefficients, sweeps = solve_products(
             self._gram[np.ix_(train, train)],
             positive,
             problem,
+            used=used,
             tolerance=config.tolerance,
             max_iterations=most,
             seed=config.seed,
@@ -152,13 +161,27 @@ class _OfVectors(_Machine):
         self._norms[self._norms == 0] = 1
 
     def train_and_score(
-        self, train: NDArray[np.int64], test: NDArray[np.int64], positive: NDArray[np.bool_], problem: SvmProblem
+        self,
+        train: NDArray[np.int64],
+        test: NDArray[np.int64],
+        positive: NDArray[np.bool_],
+        used: NDArray[np.bool_],
+        problem: SvmProblem,
     ) -> tuple[NDArray[np.float64], int]:
         config = self._work.config
         solver = LinearSvcSolver(config.tolerance, seed=config.seed)
-        examples: NDArray[np.float64] = self._vectors[train].astype(solver.dtype)
-        examples /= self._norms[train, None]
-        fits = [solver.fit(examples, column, problem) for column in positive.T]
+        alike: dict[bytes, list[int]] = {}  # classes that train on the same images
+        for column, kept in enumerate(used.T):
+            alike.setdefault(kept.tobytes(), []).append(column)
+        by_column: dict[int, SvmFit] = {}
+        for columns in alike.values():
+            kept = used[:, columns[0]]
+            examples: NDArray[np.float64] = self._vectors[train[kept]].astype(solver.dtype)
+            examples /= self._norms[train[kept], None]
+            for column in columns:
+                by_column[column] = solver.fit(examples, positive[kept, column], problem)
+            del examples
+        fits = [by_column[column] for column in range(positive.shape[1])]
         weights = np.stack([fit.weight for fit in fits], axis=1).astype(np.float32)
         products = np.concatenate([part.astype(np.float32) @ weights for part in self._blocks(test)])
         biases = np.array([fit.bias for fit in fits])

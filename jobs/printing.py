@@ -92,11 +92,16 @@ def print_failed(root: Root, record: RunRecord) -> dict[str, str]:
     from jobs.recording import failed_images
 
     failed = failed_images(root, record)
+    list_failed(failed)
+    return failed
+
+
+def list_failed(failed: Mapping[str, str]) -> None:
+    """A line per failed image with its reason, of the first twenty."""
     for image_id, reason in list(failed.items())[:20]:
         print(f"failed image {image_id}: {reason}")
     if len(failed) > 20:
         print(f"... and {len(failed) - 20} more failed images")
-    return failed
 
 
 def print_quality(record: RunRecord) -> None:

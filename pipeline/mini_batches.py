@@ -25,7 +25,7 @@ _AHEAD = 3
 """Mini-batches that are being decoded while one is trained on."""
 
 _BLOCKS_AT_ONCE = 4
-"""Blocks whose images are mixed; ``jobs.imagefile`` keeps as many row groups at hand."""
+"""Blocks whose images are mixed; ``jobs.imagefile`` keeps twice as many row groups at hand."""
 
 BROKEN = -100
 """The label of an image that cannot be read: it counts nowhere."""

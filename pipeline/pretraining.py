@@ -130,7 +130,7 @@ def train(
     wrap : makes of the network what is called, such as DistributedDataParallel.
     threads : that decode and cut images while others are trained on.
     cache_bytes : of memory, for images decoded at the short side 256.
-    most_failed : share of the images that may be unreadable, looked at after the first epoch.
+    most_failed : share of the images that may be unreadable, looked at after every epoch.
     watch : is told every point of the curve.
 
     Raises Diverged when the loss is no number any more, TrainingError when too many images cannot be read or there are
@@ -159,15 +159,16 @@ def train(
             torch.manual_seed(seed_of(recipe.seed, rank, run.iteration))
             run.step(next(made))
             if run.iteration % batches.per_epoch == 0:
-                run.unread |= _unread(decoded, len(images), run.device)
-                if not run.curve:
-                    _check_readable(run.unread, decoded, batches.images_per_epoch * workers, most_failed)
+                unread = _unread(decoded, len(images), run.device)
+                _check_readable(unread, decoded, batches.images_per_epoch * workers, most_failed)
+                run.unread |= unread
                 measured = None
                 if held_out is not None and measured_on is not None:
                     measured = measure(network, held_out, measured_on, run.device, rank, workers, threads)
                     run.held_out_unread |= _unread(measured_on, len(held_out), run.device)
                 watch(run.point(measured))
             if checkpoints is not None and checkpoints.due() and not run.finished():
+                run.unread.update(list(decoded.failed))  # this worker's; the others' are asked for after each epoch
                 checkpoints.save(run.saved)
     network.eval()
     return Trained(run.curve, sorted(run.unread), sorted(run.held_out_unread))
@@ -224,8 +225,8 @@ def _unread(decoded: Decoded, count: int, device: torch.device) -> set[int]:
 
 
 def _check_readable(unread: set[int], decoded: Decoded, seen: int, most: float) -> None:
-    """Raises TrainingError if of the ``seen`` images too many could not be read."""
-    if len(unread) == seen or (len(unread) > most * seen and seen >= _MANY):
+    """Raises TrainingError if of the ``seen`` images of an epoch, or of some more, too many could not be read."""
+    if len(unread) >= seen or (len(unread) > most * seen and seen >= _MANY):
         first = next(iter(decoded.failed.values()), None)  # another worker's has another message
         raise TrainingError(
             f"{len(unread)} of {seen} training images cannot be read" + (f"; the first: {first}" if first else "")

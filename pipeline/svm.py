@@ -119,6 +119,7 @@ def solve_products(
     positive: NDArray[np.bool_],
     problem: SvmProblem,
     *,
+    used: NDArray[np.bool_] | None = None,
     tolerance: float = 1e-4,
     max_iterations: int = 10_000,
     seed: int = 0,
@@ -130,6 +131,7 @@ def solve_products(
     ----------
     gram : float32 (N, N), C-contiguous, the products of the (scaled) examples without the bias's.
     positive : (N, K).
+    used : (N, K), the examples of each class; by default all. Of the others the coefficient is 0.
     threads : classes that are solved at once.
 
     Returns
@@ -139,18 +141,19 @@ def solve_products(
 
     Raises ValueError unless each class has examples of both kinds.
     """
-    for column in positive.T:
-        _check_kinds(column)
+    used = np.ones_like(positive) if used is None else used
+    for column, kept in zip(positive.T, used.T, strict=True):
+        _check_kinds(column[kept])
     biased = gram + np.float32(problem.bias**2)
 
-    def solve(column: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
+    def solve(column: NDArray[np.bool_], kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
         signs = np.where(column, 1.0, -1.0)
-        most = np.where(column, problem.C * problem.positive_weight, problem.C)
+        most = kept * np.where(column, problem.C * problem.positive_weight, problem.C)
         alphas, sweeps = _descend(biased, signs, most, tolerance, max_iterations, seed)
         return alphas * signs, sweeps
 
     with ThreadPoolExecutor(threads) as workers:
-        solved = list(workers.map(solve, positive.T))
+        solved = list(workers.map(solve, positive.T, used.T))
     return np.stack([coefficients for coefficients, _ in solved], axis=1), np.array([sweeps for _, sweeps in solved])
 
 

@@ -127,8 +127,8 @@ class Descent:
 
     @property
     def rate(self) -> float:
-        """The learning rate, of the first group."""
-        return float(self._optimizer.param_groups[0]["lr"])
+        """The learning rate, of a group whose factor is 1."""
+        return float(self._optimizer.param_groups[0]["lr"]) / self._factors[0]
 
     def set_rate(self, rate: float) -> None:
         """Learn at another rate from now on."""

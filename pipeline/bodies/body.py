@@ -39,7 +39,7 @@ class BodySpec:
     zero-padded right and below to a multiple of ``pad_to``, and to ``least`` pixels. ``build`` makes the network, its
     weights random; ``published`` returns the state of the weights that stand behind ``weights: default``, or raises
     WeightsError. ``fuse`` readies a loaded network for inference. ``input_size``: the sides, in pixels, of what a whole
-    classifier takes; only ``pipeline.warping`` asks for it, since a body takes every size.
+    classifier takes, to which windows are warped and views of a fixed size cut; a body takes every size.
 
     ``classifier``: the names of the fully connected layers in a state dict of the whole network: fc6, fc7, fc8 in one
     of ours; others are taken for torchvision's, on 6 x 6 bins. ``last`` is the name of the map itself. ``taps``: layers

@@ -96,6 +96,8 @@ def test_a_rerun_makes_nothing_and_another_C_measures_only(classified):
     config, root, _ = classified
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.parquet")}
     assert main(["classify", "--config", str(config), "--root", str(root)]) == 3
+    turned = ("--set", "classify.views=[full-100, crop]")
+    assert main(["classify", "--config", str(config), "--root", str(root), *turned]) == 3
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.parquet")} == before
     assert main(["classify", "--config", str(config), "--root", str(root), "--set", "classify.C=2"]) == 3
     new = {path.relative_to(root).parts[0] for path in root.rglob("*.parquet") if path not in before}
@@ -136,7 +138,7 @@ def test_verify_status_and_gc_know_it(classified, capsys):
     assert main(["verify", *where, "--run", "colours"]) == 0
 
 
-def test_the_table_has_the_papers_columns(classified, tmp_path):
+def test_the_table_has_the_papers_columns(classified, tmp_path, capsys):
     config, root, _ = classified
     files = ("--csv", str(tmp_path / "t.csv"), "--markdown", str(tmp_path / "t.md"))
     views = ("--set", "classify.views=[crop, full-100, full-150]", "--set", "classify.no_spp_weights=random")
@@ -148,6 +150,7 @@ def test_the_table_has_the_papers_columns(classified, tmp_path):
     spp = next(line for line in lines if line.startswith("| spp"))
     assert spp.split("|")[2].strip() == "-"
     assert len((tmp_path / "t.csv").read_text().splitlines()) == 1 + 3 + 4 + 2 + 2
+    assert capsys.readouterr().out.count("failed image red/im9") == 1
 
 
 @pytest.mark.parametrize(
@@ -155,7 +158,7 @@ def test_the_table_has_the_papers_columns(classified, tmp_path):
     [
         ({"train_per_class": 9}, "class 'blue' has 9 images, of which 9 to train on leave none"),
         ({"layers": ["fc6"]}, "has no layer 'fc6'; it has conv4, conv5, pool, spp"),
-        ({"views": ["full-100"], "layers": ["conv5"]}, "views of a fixed size only"),
+        ({"views": ["full-100"], "layers": ["conv5"]}, "conv5 of view full-100 have no fixed length"),
         ({"views": ["side"]}, "'side' is no view"),
         ({"protocol": "voc07"}, "trainval has no image"),
         (

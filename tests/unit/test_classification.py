@@ -103,10 +103,25 @@ class TestSolveProducts:
         np.testing.assert_allclose(ours, theirs.decision_function(unit[test]), atol=2e-3)
         assert (sweeps < 10_000).all()
 
+    def test_examples_that_a_class_does_not_use_might_as_well_not_be_there(self):
+        random = np.random.default_rng(2)
+        gram = products(random.normal(size=(50, 200)).astype(np.float16))
+        positive, used = random.random((50, 3)) < 0.4, random.random((50, 3)) < 0.7
+        problem = SvmProblem(C=1.0, positive_weight=2.0, bias=1.0)
+        found, _ = solve_products(gram, positive, problem, used=used, tolerance=1e-6)
+        for column, kept in enumerate(used.T):
+            rows = np.flatnonzero(kept)
+            alone, _ = solve_products(gram[np.ix_(rows, rows)], positive[rows, column, None], problem, tolerance=1e-6)
+            np.testing.assert_allclose(found[rows, column], alone[:, 0], atol=2e-3)
+            assert not found[~kept, column].any()
+
     def test_a_class_of_one_kind_only_is_refused(self):
         gram = np.eye(3, dtype=np.float32)
+        positive = np.array([[True], [True], [False]])
         with pytest.raises(ValueError, match="both kinds"):
             solve_products(gram, np.ones((3, 1), bool), SvmProblem())
+        with pytest.raises(ValueError, match="both kinds"):
+            solve_products(gram, positive, SvmProblem(), used=positive)
 
 
 class TestClassAccuracies:

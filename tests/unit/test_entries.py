@@ -3,20 +3,26 @@
 import io
 import json
 import os
+from collections import OrderedDict
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+from jobs import imagefile
 from jobs.entries import folder_entries
 from jobs.errors import UsageError
 from jobs.imagefile import block_of, is_row, read_image
 from jobs.index import DatasetConfig, index_method, index_of, read_index
 from jobs.labels import ImageLabels
+from jobs.network_training import LabelledFiles
 from jobs.upstream import image_files
+from pipeline.augmentation import PLAIN
+from pipeline.mini_batches import Decoded, MiniBatches, Request, loaded
 
 
 def encoded(seed, size=(12, 16)):
@@ -100,6 +106,12 @@ class TestFolder:
         (data / "cat" / "loop").symlink_to(data)
         found = indexed(data, "folder")
         assert found.images["image_id"].to_pylist() == ["_rare/_DSC1", "cat/_MG_1"]
+
+    def test_a_link_beside_the_folder_it_names_hides_nothing(self, tmp_path):
+        add(tmp_path, "cat/one.png")
+        (tmp_path / "animal").symlink_to(tmp_path / "cat")
+        (tmp_path / "dog").symlink_to(tmp_path / "cat")
+        assert indexed(tmp_path, "folder").images["image_id"].to_pylist() == ["animal/one", "cat/one", "dog/one"]
 
     def test_a_folder_that_cannot_be_listed_stops_it(self, tmp_path, monkeypatch):
         add(tmp_path, "cat/one.png")
@@ -233,3 +245,30 @@ class TestLabels:
         labels = ImageLabels.of(type(found)(found.images, doubled, ()))
         with pytest.raises(ValueError, match=r"'cat/one' shows cat, dog"):
             labels.single()
+
+
+def test_threads_that_train_on_a_table_read_each_row_group_once(tmp_path, monkeypatch):
+    """Each thread has a file system of its own; what is kept at hand is for all of them."""
+    groups, rows = 12, 10
+    images = [encoded(number % 7, (260, 256)) for number in range(groups * rows)]
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"image": images, "label": ["a", "b"] * (len(images) // 2)}), path, row_group_size=rows)
+    table = indexed(tmp_path, "table", train_splits=["train"], test_splits=[]).images
+    table = table.select(["image_id", "uri", "digest", "height", "width"])
+    files = LabelledFiles(table, np.zeros(len(table), np.int64), {}).images()
+    taken = []
+
+    def column(parquet, name, group, read=imagefile._image_column):
+        taken.append(group)
+        return read(parquet, name, group)
+
+    monkeypatch.setattr(imagefile, "_image_column", column)
+    monkeypatch.setattr(imagefile, "_kept", OrderedDict())
+    batches, decoded = MiniBatches(files, 16, seed=3), Decoded(files, 0)
+    requests = [
+        Request(decoded, rows, files.labels[rows], lambda number: PLAIN, 224)
+        for rows in (batches.rows(iteration) for iteration in range(batches.per_epoch))
+    ]
+    assert sum(len(batch.labels) for batch in loaded(requests, 4, torch.device("cpu"))) == 112
+    assert not decoded.failed
+    assert sorted(taken) == list(range(groups))

@@ -238,18 +238,44 @@ def test_images_that_cannot_be_read_count_for_nothing():
         np.testing.assert_allclose(values, weights(other)[name], rtol=1e-5, atol=1e-7, err_msg=name)
 
 
-def test_an_image_that_could_not_be_read_before_an_interruption_is_still_known():
-    """Saved after the first epoch, whose images are whole when the training is taken up again."""
-    recipe, kept = Recipe(epochs=2, batch=6), Kept(at=4, stop=5)
+@pytest.mark.parametrize(("at", "held_out"), [(2, []), (4, [1])])
+def test_an_image_that_could_not_be_read_before_an_interruption_is_still_known(at, held_out):
+    """Saved in the first epoch or after it; the images are whole when the training is taken up again."""
+    recipe, kept = Recipe(epochs=2, batch=6), Kept(at=at, stop=5)
     with pytest.raises(KeyboardInterrupt):
         train(network(), coloured(broken=(7,)), recipe, held_out=coloured(6, broken=(1,)), checkpoints=kept)
     found = train(network(), coloured(), recipe, held_out=coloured(6), checkpoints=Kept(saved=kept.saved))
-    assert (found.unread, found.held_out_unread) == ([7], [1])
+    assert (found.unread, found.held_out_unread) == ([7], held_out)
+
+
+def test_images_that_are_gone_in_the_middle_of_a_training_end_it():
+    """A file system that is no longer there: nothing more is learned of images that count for nothing."""
+    images, reads, lock = coloured(60), Counter(), threading.Lock()
+
+    def read(number: int, least: int) -> np.ndarray:
+        with lock:
+            reads["all"] += 1
+        if reads["all"] > 150:
+            raise ImageError("gone")
+        return images.read(number, least)
+
+    curve = []
+    with pytest.raises(TrainingError, match="of 60 training images cannot be read; the first: gone"):
+        train(
+            network(),
+            LabelledImages(images.labels, read),
+            Recipe(epochs=9, batch=10),
+            most_failed=0.1,
+            watch=curve.append,
+        )
+    assert 1 <= len(curve) <= 3
 
 
 def test_too_many_of_them_end_the_training():
     with pytest.raises(TrainingError, match="18 of 18 training images cannot be read; the first: image"):
         train(network(), coloured(broken=range(18)), Recipe(epochs=2, batch=6))
+    with pytest.raises(TrainingError, match="of 12 training images cannot be read"):  # of an epoch, 8 are left out
+        train(network(), coloured(20, broken=range(20)), Recipe(epochs=2, batch=12))
     many = coloured(60, broken=range(20))
     with pytest.raises(TrainingError, match="20 of 60 training images"):
         train(network(), many, Recipe(epochs=2, batch=10), most_failed=0.3)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from jobs import pretrain
 from pipeline.augmentation import FIVE, at_short_side, crop
 from pipeline.scored_views import FIXED_VIEWS, SCALES, VIEWS, needed_side, score_views, view_boxes
 from pipeline.spp_network import InputSizeError, new_network, pyramid_pool
@@ -111,3 +113,9 @@ def test_no_images_give_no_scores(network):
     assert [score_views(network, [], view).shape for view in VIEWS] == [(0, 4)] * len(VIEWS)
     assert needed_side("multi") == 560
     assert needed_side("1-full") == 256
+
+
+def test_the_config_names_the_views_that_there_are():
+    """It has a list of its own: reading a config imports no torch."""
+    assert get_args(pretrain.View) == VIEWS
+    assert pretrain._FIXED_VIEWS == FIXED_VIEWS
