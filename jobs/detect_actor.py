@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.detection import DetectShard, commit_found
+from jobs.detect_shard import DetectShard, commit_found
 from jobs.extract import ActorSettings
 from jobs.feature_actor import FeatureActor
 from jobs.upstream import proposed_boxes

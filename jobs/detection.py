@@ -6,70 +6,39 @@ none. Both give the same detections.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
-from numpy.typing import NDArray
 
 from jobs.config import RunConfig
 from jobs.crews import Crew, TaskCrew
 from jobs.detect import detect_method, detection_shards
+from jobs.detect_actor import DetectActor
+from jobs.detect_shard import DetectShard, detect_shard
 from jobs.errors import UsageError
 from jobs.execution import RaySession, Resources
 from jobs.extract import features_method, load_body
-from jobs.features import FeatureShard, feature_shards
+from jobs.features import feature_shards
 from jobs.heads import StoredHead, head_classes, network_layer, read_head
-from jobs.imagefile import ImageFile
 from jobs.index import Index
-from jobs.reduce import publish_shard, stored_features
+from jobs.reduce import stored_features
 from jobs.sharded import ShardedDataset, make_shards
 from jobs.stages import Invocation
 from jobs.tasks import as_task, results
 from jobs.trial import Trial
 from jobs.upstream import failed_in, image_files, proposal_files
-from jobs.versions import PRODUCER
 from jobs.works import actor_crew
 from pipeline.box_regression import Regressor
-from pipeline.detection import DetectionRules, Detector, Found
+from pipeline.detection import DetectionRules, Detector
 from pipeline.head import Embedder, compressed
-from pipeline.phases import PhaseClock
 from pipeline.scoring import LinearScorer, Probabilities
-from storage.columns import box_column, boxes_of, vectors_of
-from storage.commits import Commit, LedgerRow
 from storage.manifest import recorded_manifest
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord, dataset_record
 from storage.scan import scan_manifest
-from storage.schemas import VECTOR_COLUMN, schema
 from storage.shards import Shard
-
-
-@dataclass(frozen=True)
-class DetectShard:
-    """The test images of one shard, and the shards of features, or files of proposals, that hold them.
-
-    ``failed``: those images that have none, for a failure.
-    """
-
-    root: Root
-    method: str
-    shard: str
-    revision: int
-    images: tuple[ImageFile, ...]
-    features: tuple[FeatureShard, ...]
-    proposals: tuple[str, ...]
-    failed: frozenset[str]
-    class_names: tuple[str, ...]
-    trial: Trial = field(default_factory=Trial)
-
-    def present(self) -> list[ImageFile]:
-        """The images to look at, sorted."""
-        return [file for file in self.trial.images(self.images) if file.image_id not in self.failed]
 
 
 def detect(
@@ -85,57 +54,6 @@ def detect(
     planned = detection_shards(index, image_ids)
     dataset = ShardedDataset("detections", method, planned, _maker(invocation, record, index, method))
     return make_shards(invocation, "detect", [dataset], lambda: _crew(invocation, record, session), retry)["detections"]
-
-
-def detect_shard(work: DetectShard, detector: Detector) -> Commit | None:
-    """Detections of one shard from stored features, committed (in a trial of one image alone: made, and dropped)."""
-    clock = PhaseClock()
-    files = {file.image_id: file for file in work.present()}
-    found: dict[str, Found] = {}
-    for part in work.features:
-        with clock.phase("read"):
-            boxes = {image_id: boxes_of(table["box"]) for image_id, table in part.windows(list(files)).items()}
-        for image_id, parts in _vectors(part, list(files), clock):
-            height, width = files[image_id].height_width
-            found[image_id] = detector(boxes[image_id], parts, height, width, clock)
-    return commit_found(work, list(files), found, work.trial.ledger("detect"), clock)
-
-
-def commit_found(
-    work: DetectShard,
-    present: Sequence[str],
-    found: Mapping[str, Found],
-    ledger: Sequence[LedgerRow],
-    clock: PhaseClock,
-) -> Commit | None:
-    """Write what was found in the images that are ``present``; one without windows has no detections."""
-    if work.trial.alone is not None:
-        return None
-    ids = [image_id for image_id in present for _ in range(len(found[image_id].scores) if image_id in found else 0)]
-    parts = [found[image_id] for image_id in present if image_id in found]
-    classes = np.concatenate([np.zeros(0, np.int64), *(part.classes for part in parts)])
-    table = pa.table(
-        [
-            pa.array(ids, pa.string()),
-            pa.array([work.class_names[number] for number in classes], pa.string()),
-            pa.array(np.concatenate([np.zeros(0, np.float32), *(part.scores for part in parts)])),
-            box_column(np.concatenate([np.zeros((0, 4), np.float32), *(part.boxes for part in parts)])),
-        ],
-        schema=schema("detections", metadata={"method": work.method}),
-    )
-    return publish_shard(
-        work.root,
-        "detections",
-        work.method,
-        work.shard,
-        table,
-        {image_id: len(found[image_id].scores) if image_id in found else 0 for image_id in present},
-        revision=work.revision,
-        ledger=ledger,
-        skipped=sorted(work.failed),
-        seconds=clock.seconds,
-        producer=PRODUCER,
-    )
 
 
 def load_detector(root: Root, record: RunRecord, config: RunConfig, embedder: Embedder | None = None) -> Detector:
@@ -207,15 +125,6 @@ def _regressor(row: dict) -> Regressor:
     )
 
 
-def _vectors(
-    part: FeatureShard, image_ids: Sequence[str], clock: PhaseClock
-) -> Iterator[tuple[str, list[NDArray[np.float16]]]]:
-    """Every image and its vectors, in the row groups that they are read in."""
-    grouped = itertools.groupby(part.scan(image_ids, clock=clock), key=lambda table: table["image_id"][0].as_py())
-    for image_id, group in grouped:
-        yield image_id, [vectors_of(table[VECTOR_COLUMN]) for table in group]
-
-
 def _maker(
     invocation: Invocation, record: RunRecord, index: Index, method: str
 ) -> Callable[[Shard, int, Trial], DetectShard]:
@@ -248,7 +157,6 @@ def _crew(invocation: Invocation, record: RunRecord, session: RaySession) -> Cre
     if config.detect.source == "stored":
         gpus = resources.gpu_share if on_gpu and config.needs_head else 0
         return TaskCrew(detect_shard, session.cores, detector, gpus=gpus)
-    from jobs.detect_actor import DetectActor
 
     body = load_body(config.features)
     method = features_method(config.features, body.digest, dataset_record(record, "proposals").method)

@@ -320,6 +320,7 @@ class _Story:
         if self._stored is None or self._stored[0] != number:
             return None
         _, iteration, tensors, progress = self._stored
+        self._stored = None  # a copy of all weights and momenta is not kept
         return Saved(iteration, {name: over_array(v) for name, v in tensors.items()}, progress["current"])
 
     def store(self, number: int, saved: Saved) -> None:
