@@ -72,7 +72,7 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     psutil.wait_procs(family, timeout=30)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
