@@ -88,6 +88,17 @@ def measure_layer(work: LayerTask) -> LayerResult:
     return LayerResult(table, pa.concat_tables(scored), clock.seconds, unfinished)
 
 
+@dataclass(frozen=True)
+class _Examples:
+    """A split, for K classes: rows of the vectors to train on (N,) and to test (T,), int64; and bool (N, K), which of
+    the former show a class, and which its SVM is trained on."""
+
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+    positive: NDArray[np.bool_]
+    used: NDArray[np.bool_]
+
+
 class _Machine(ABC):
     """SVMs of all classes on one split after another."""
 
@@ -102,22 +113,13 @@ class _Machine(ABC):
         can = np.flatnonzero((positive & used).any(axis=0) & (~positive & used).any(axis=0))
         if not len(can):
             return scores, 0
-        scores[:, can], missed = self.train_and_score(
-            place[split.train], place[split.test], positive[:, can], used[:, can], problem
-        )
+        given = _Examples(place[split.train], place[split.test], positive[:, can], used[:, can])
+        scores[:, can], missed = self.train_and_score(given, problem)
         return scores, missed
 
     @abstractmethod
-    def train_and_score(
-        self,
-        train: NDArray[np.int64],
-        test: NDArray[np.int64],
-        positive: NDArray[np.bool_],
-        used: NDArray[np.bool_],
-        problem: SvmProblem,
-    ) -> tuple[NDArray[np.float64], int]:
-        """Scores (tests, K) of SVMs trained on rows of the vectors, each on those ``used`` (rows, K), and how many did
-        not converge."""
+    def train_and_score(self, given: _Examples, problem: SvmProblem) -> tuple[NDArray[np.float64], int]:
+        """Scores (T, K) of the test images by SVMs of all classes, and how many of these did not converge."""
 
 
 class _OfProducts(_Machine):
@@ -127,26 +129,19 @@ class _OfProducts(_Machine):
         super().__init__(work)
         self._gram = gram
 
-    def train_and_score(
-        self,
-        train: NDArray[np.int64],
-        test: NDArray[np.int64],
-        positive: NDArray[np.bool_],
-        used: NDArray[np.bool_],
-        problem: SvmProblem,
-    ) -> tuple[NDArray[np.float64], int]:
+    def train_and_score(self, given: _Examples, problem: SvmProblem) -> tuple[NDArray[np.float64], int]:
         config, most = self._work.config, 10_000
         coefficients, sweeps = solve_products(
-            self._gram[np.ix_(train, train)],
-            positive,
+            self._gram[np.ix_(given.train, given.train)],
+            given.positive,
             problem,
-            used=used,
+            used=given.used,
             tolerance=config.tolerance,
             max_iterations=most,
             seed=config.seed,
             threads=self._work.threads,
         )
-        across = self._gram[np.ix_(test, train)] @ coefficients.astype(np.float32)
+        across = self._gram[np.ix_(given.test, given.train)] @ coefficients.astype(np.float32)
         return across + problem.bias**2 * coefficients.sum(axis=0), int((sweeps >= most).sum())
 
 
@@ -160,32 +155,26 @@ class _OfVectors(_Machine):
         self._norms = np.concatenate(norms)
         self._norms[self._norms == 0] = 1
 
-    def train_and_score(
-        self,
-        train: NDArray[np.int64],
-        test: NDArray[np.int64],
-        positive: NDArray[np.bool_],
-        used: NDArray[np.bool_],
-        problem: SvmProblem,
-    ) -> tuple[NDArray[np.float64], int]:
+    def train_and_score(self, given: _Examples, problem: SvmProblem) -> tuple[NDArray[np.float64], int]:
         config = self._work.config
         solver = LinearSvcSolver(config.tolerance, seed=config.seed)
         alike: dict[bytes, list[int]] = {}  # classes that train on the same images
-        for column, kept in enumerate(used.T):
+        for column, kept in enumerate(given.used.T):
             alike.setdefault(kept.tobytes(), []).append(column)
         by_column: dict[int, SvmFit] = {}
         for columns in alike.values():
-            kept = used[:, columns[0]]
-            examples: NDArray[np.float64] = self._vectors[train[kept]].astype(solver.dtype)
-            examples /= self._norms[train[kept], None]
+            kept = given.used[:, columns[0]]
+            rows = given.train[kept]
+            examples: NDArray[np.float64] = self._vectors[rows].astype(solver.dtype)
+            examples /= self._norms[rows, None]
             for column in columns:
-                by_column[column] = solver.fit(examples, positive[kept, column], problem)
+                by_column[column] = solver.fit(examples, given.positive[kept, column], problem)
             del examples
-        fits = [by_column[column] for column in range(positive.shape[1])]
+        fits = [by_column[column] for column in range(given.positive.shape[1])]
         weights = np.stack([fit.weight for fit in fits], axis=1).astype(np.float32)
-        products = np.concatenate([part.astype(np.float32) @ weights for part in self._blocks(test)])
+        products = np.concatenate([part.astype(np.float32) @ weights for part in self._blocks(given.test)])
         biases = np.array([fit.bias for fit in fits])
-        return products / self._norms[test, None] + biases, sum(not fit.converged for fit in fits)
+        return products / self._norms[given.test, None] + biases, sum(not fit.converged for fit in fits)
 
     def _blocks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float16]]:
         """Some vectors, a few at a time: in float32 all would be twice as large."""
@@ -200,7 +189,8 @@ def choose_solver(config: ClassifyConfig, images: int, train: int, dim: int) -> 
     """
     most = config.memory_mb * 1_000_000
     needs: dict[Literal["gram", "sklearn"], int] = {
-        "gram": 2 * images * dim + 2 * 4 * images * images + 4 * images * 4096,  # vectors, products twice, some columns
+        # vectors, products, some columns; later the products of those trained on, with and without the bias's
+        "gram": 2 * images * dim + 4 * images * (images + 4096) + 2 * 4 * train * train,
         "sklearn": 2 * images * dim + LinearSvcSolver().bytes_needed(train, dim),
     }
     order: tuple[Literal["gram", "sklearn"], ...] = ("gram", "sklearn") if images <= 2 * dim else ("sklearn", "gram")
