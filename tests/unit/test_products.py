@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from pipeline.products import COLUMNS, Linear, one_thread, product, share_out
-from tests.sensitive_numbers import EXACT, PIECES, TOLERANCE, TOLERANCES, Numbers, of_bodies
+from tests.sensitive_numbers import EXACT, PIECES, Numbers, of_bodies, tolerance
 
 HOME = Path(__file__).parents[2]
 
@@ -91,7 +91,7 @@ def test_kinds_of_processor_agree_and_threads_change_nothing_on_any(tmp_path):
                 np.testing.assert_array_equal(values, first[name], err_msg=f"{kind}: {name}")
             else:
                 largest = float(np.abs(first[name]).max())
-                atol = TOLERANCES.get(name, TOLERANCE) * largest
+                atol = tolerance(name, values) * largest
                 np.testing.assert_allclose(values, first[name], rtol=0, atol=atol, err_msg=f"{kind}: {name}")
 
 
