@@ -126,29 +126,36 @@ class _Blas:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._restore: Callable[[], None] = lambda: None
+        self._before: list[tuple[Any, int]] = []
 
     def enter(self) -> None:
         with self._lock:
             if self._inside == 0:
-                limited = _libraries("scipy.linalg" in sys.modules).limit(limits=1, user_api="blas")
-                self._restore = limited.restore_original_limits
+                self._before = [(library, library.num_threads) for library in _libraries("scipy.linalg" in sys.modules)]
+                for library, _ in self._before:
+                    _set_threads(library, 1)
             self._inside += 1
 
     def leave(self) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                self._restore()
+                for library, threads in self._before:
+                    _set_threads(library, threads)
 
 
 _BLAS = _Blas()
 
 
 @functools.cache
-def _libraries(with_scipy: bool) -> ThreadpoolController:
-    """The libraries that are loaded; looked for again when SciPy has brought its own."""
-    return ThreadpoolController()
+def _libraries(with_scipy: bool) -> list[Any]:
+    """The BLAS libraries that are loaded; looked for again when SciPy has brought its own."""
+    return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+def _set_threads(library: Any, threads: int) -> None:
+    """From version 3.7 threadpoolctl lets but one thread of a process set OpenBLAS's; here any, as they are counted."""
+    getattr(library, "_real_set_num_threads", library.set_num_threads)(threads)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from pipeline.products import COLUMNS, Linear, one_thread, product, share_out
-from tests.sensitive_numbers import EXACT, PIECES, TOLERANCE, TOLERANCES, Numbers, of_bodies
+from tests.sensitive_numbers import EXACT, PIECES, Numbers, of_bodies, tolerance
 
 HOME = Path(__file__).parents[2]
 
@@ -45,8 +45,7 @@ KINDS = {
 def threads():
     """Sets PyTorch's and BLAS's threads, for the time of the test."""
     before = torch.get_num_threads()
-    with threadpool_limits(None) as limits:
-        assert limits is not None
+    with threadpool_limits():  # which restores them
 
         def set_(count: int) -> None:
             torch.set_num_threads(count)
@@ -92,7 +91,7 @@ def test_kinds_of_processor_agree_and_threads_change_nothing_on_any(tmp_path):
                 np.testing.assert_array_equal(values, first[name], err_msg=f"{kind}: {name}")
             else:
                 largest = float(np.abs(first[name]).max())
-                atol = TOLERANCES.get(name, TOLERANCE) * largest
+                atol = tolerance(name, values) * largest
                 np.testing.assert_allclose(values, first[name], rtol=0, atol=atol, err_msg=f"{kind}: {name}")
 
 
@@ -144,6 +143,27 @@ def test_one_who_leaves_takes_nothing_from_those_who_are_still_inside(threads):
     leave.set()
     thread.join()
     assert seen == [(1, {1})]
+
+
+def test_it_is_one_also_where_another_thread_has_taken_hold_of_the_number(threads):
+    """As scikit-learn does: threadpoolctl then lets no other thread set OpenBLAS's."""
+    threads(2)
+    held, done, seen = threading.Event(), threading.Event(), []
+
+    def holds() -> None:
+        with threadpool_limits(2):
+            held.set()
+            assert done.wait(60)
+
+    thread = threading.Thread(target=holds)
+    thread.start()
+    assert held.wait(60)
+    with one_thread():
+        seen.append(blas_threads())
+    seen.append(blas_threads())
+    done.set()
+    thread.join()
+    assert seen == [{1}, {2}]
 
 
 @pytest.mark.parametrize("count", [1, 3])
