@@ -12,21 +12,21 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from jobs.errors import UsageError
-from jobs.imagefile import ImageFile
 from jobs.settings import ADDED_LATER, Settings
 from jobs.trial import Trial
 from storage.commits import CommitName, Upstream
 from storage.identity import canonical_json, digest, method_id
-from storage.root import Root
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
 
+    from jobs.imagefile import ImageFile
     from pipeline.bodies import BodySpec
+    from storage.root import Root
 
 VERSION = 1
 TRUTH_BOXES_PER_IMAGE = 64
