@@ -11,10 +11,10 @@ from jobs.config import RunConfig
 from jobs.detect import detection_shards
 from jobs.embed import embedded_shards
 from jobs.extract import identify_body, truth_method, vector_length
-from jobs.finetune import head_method, window_shards, windows_method
+from jobs.finetune import window_shards, windows_method
 from jobs.index import Index, object_digests
 from jobs.reduce import done_already, entry_of
-from jobs.stages import DATASETS_OF, Invocation, reduce_images
+from jobs.stages import DATASETS_OF, Invocation, reduce_images, reduce_method_of
 from storage.commits import read_commits, winners
 from storage.manifest import fold
 from storage.root import Root
@@ -49,7 +49,6 @@ def head_made_already(
     None also where the driver has something to say: of another body, or of windows that the run no longer wants.
     """
     config, root = invocation.config, invocation.root
-    annotated = object_digests(index, config.dataset.train_splits)
     found = dict(record.datasets)
     if not _is_of_this_body(config, record) or (not config.finetunes and "training_windows" in found):
         return None
@@ -58,14 +57,12 @@ def head_made_already(
         method = windows_method(config.finetune, record)
         hold(root, record, [f"training_windows/{method}"])
         length = vector_length(config.features, identify_body(config.features))
-        planned = window_shards(config.finetune, length, annotated)
+        planned = window_shards(config.finetune, length, object_digests(index, config.dataset.train_splits))
         windows = _complete(root, "finetune", "training_windows", method, planned, retry)
         if windows is None:
             return None
         made["training_windows"] = found["training_windows"] = windows
-    finetune = config.finetune if config.finetunes else None
-    as_found = record.model_copy(update={"datasets": found})
-    method = head_method(config.head, finetune, as_found, index.class_names(), annotated)
+    method = reduce_method_of("finetune", config, record.model_copy(update={"datasets": found}), index)
     hold(root, record, [f"{name}/{method}" for name in ("head", "training_curve")])
     for name in ("training_curve", "head"):
         made[name] = done_already(root, "finetune", name, method)
