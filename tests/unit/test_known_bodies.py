@@ -243,6 +243,7 @@ def test_processes_that_write_at_once_never_show_a_part(cache):
 
 @pytest.mark.parametrize("variable", ["TORCH_HOME", "XDG_CACHE_HOME", None])
 def test_the_folder_of_downloads_is_torchs(variable, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)  # as in a process where no test has set another
     for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     if variable:
