@@ -93,7 +93,7 @@ def main() -> int:
         metadata = file_metadata(config, loaded, METHOD, "benchmark")
         boxes = prepared.boxes()
         images = {file.image_id: read_image(file, {}) for part, _ in prepared.shards for file in part}
-        buffer = np.empty((2000, vector_length(config, loaded)), np.float16)
+        buffer = np.empty((2000, vector_length(config, loaded.identity)), np.float16)
         extractor = actor._extractor
         phases: list[dict[str, float]] = []
 

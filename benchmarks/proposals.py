@@ -47,7 +47,8 @@ from pipeline.proposals import (
     shrunk,
 )
 from pipeline.recall import best_overlaps, proposal_quality
-from pipeline.selective_search import Colour, SelectiveSearch, converted, regions, segmentation
+from pipeline.selective_search import Colour, SelectiveSearch, regions, segmentation
+from pipeline.selective_search.conversion import converted
 from pipeline.voc import parse_annotation
 
 BINS = regions.COLOUR + regions.TEXTURE

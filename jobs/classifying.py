@@ -160,7 +160,7 @@ def _layer_lengths(config: RunConfig, body: LoadedBody, layers: Sequence[str]) -
     names = [layer for layer in (*body.spec.taps, body.spec.last) if layer in layers]
     blank = network.preprocess(np.zeros((side, side, 3), np.uint8))
     lengths = {name: values[0].numel() for name, values in network.layers_of(blank, names).items()}
-    pooled = vector_length(config.features, body)
+    pooled = vector_length(config.features, body.identity)
     lengths |= {"spp": pooled, "pool": POOL_LEVEL**2 * body.spec.channels}
     if {"fc6", "fc7"}.intersection(layers):
         classifier = load_classifier(body.spec, config.features.weights)

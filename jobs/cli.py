@@ -2,6 +2,8 @@
 
 Results go to standard output, logs and progress to standard error; ``--json`` makes the last line of standard output
 one JSON object. Exit codes: 0 done; 1 failed; 2 usage or config; 3 done, but with failed images.
+
+A verb imports what it needs when it is called, so that ``--help`` loads neither a store nor a stage.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,8 +37,10 @@ from jobs.printing import (
     quality_of,
     write_texts,
 )
-from storage.root import Root, StorageError, open_root, store_errors
-from storage.runs import RunRecord, read_run
+
+if TYPE_CHECKING:
+    from storage.root import Root
+    from storage.runs import RunRecord
 
 # typer brings its own copy of click or uses the installed one, depending on its version
 _click = sys.modules[typer.BadParameter.__module__]
@@ -83,14 +87,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(_usage_message(error), 2)
     except typer.Exit as error:
         return error.exit_code
-    except (UsageError, StorageError) as error:
-        return _complain(str(error), 2)
-    except RunFailed as error:
-        return _complain(str(error), 1)
-    except store_errors() as error:
-        return _complain(f"{type(error).__name__}: {error}; mend that and run the same command again", 1)
     except (typer.Abort, KeyboardInterrupt):
         return _complain(_INTERRUPTED, 1)
+    except RunFailed as error:
+        return _complain(str(error), 1)
+    except _mistakes() as error:
+        return _complain(str(error), 2)
+    except _outages() as error:
+        return _complain(f"{type(error).__name__}: {error}; mend that and run the same command again", 1)
+
+
+def _mistakes() -> tuple[type[Exception], ...]:
+    """What a user can mend."""
+    from storage.root import StorageError
+
+    return UsageError, StorageError
+
+
+def _outages() -> tuple[type[Exception], ...]:
+    """What a store raises that cannot be reached or refuses."""
+    from storage.root import store_errors
+
+    return store_errors()
 
 
 @app.command()
@@ -573,6 +591,7 @@ def _run(
 def _invocation(config: str | None, root: str | None, name: str | None, overrides: list[str] | None) -> Any:
     from jobs.config import load_config
     from jobs.stages import Invocation
+    from storage.root import open_root
 
     if config is None:
         raise UsageError("--config FILE is needed; configs/ holds examples")
@@ -587,9 +606,13 @@ def _listed(text: str) -> list[str]:
 
 def _place(config: str | None, root: str | None, overrides: list[str] | None) -> Root:
     """The root; a config is only needed for its storage options."""
-    from jobs.config import load_config
+    from storage.root import open_root
 
-    options = load_config(config, overrides or ()).storage_options if config is not None else {}
+    options = {}
+    if config is not None:
+        from jobs.config import load_config
+
+        options = load_config(config, overrides or ()).storage_options
     return open_root(_root_url(root), options)
 
 
@@ -597,6 +620,8 @@ def _recorded(
     config: str | None, root: str | None, name: str | None, overrides: list[str] | None
 ) -> tuple[Root, RunRecord]:
     """Root and record of a run. A config is only needed for its name, or for the root's storage options."""
+    from storage.runs import read_run
+
     place = _place(config, root, overrides)
     return place, read_run(place, name or (Path(config).stem if config is not None else None))
 

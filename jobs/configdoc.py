@@ -5,6 +5,9 @@ python -m jobs.configdoc > docs/config.md
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -43,20 +46,33 @@ _INTRODUCTIONS = {
 def page() -> str:
     """The whole page, Markdown."""
     parts = [_HEAD]
+    meanings = _meanings(RunConfig)
     top: dict[str, FieldInfo] = {}
     for name, field in RunConfig.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
-            parts.append(f"## {name}\n\n{_INTRODUCTIONS[name]}\n\n{_table(name + '.', field.annotation.model_fields)}")
+            fields, own = field.annotation.model_fields, _meanings(field.annotation)
+            parts.append(f"## {name}\n\n{_INTRODUCTIONS[name]}\n\n{_table(name + '.', fields, own)}")
         else:
             top[name] = field
-    parts.append(f"## At the top\n\n{_table('', top)}")
+    parts.append(f"## At the top\n\n{_table('', top, meanings)}")
     return "\n".join(parts)
 
 
-def _table(prefix: str, fields: dict[str, FieldInfo]) -> str:
+def _meanings(model: type[Settings]) -> dict[str, str]:
+    """Key to the docstring that follows it in the source of its model."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for field, text in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            found[field.target.id] = inspect.cleandoc(ast.literal_eval(text.value))
+    return found
+
+
+def _table(prefix: str, fields: dict[str, FieldInfo], meanings: dict[str, str]) -> str:
     rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for name, field in fields.items():
-        meaning = " ".join((field.description or "").replace("``", "`").split())
+        meaning = " ".join(meanings.get(name, "").replace("``", "`").split())
         cells = (f"`{prefix}{name}`", _values(field), _default(field), meaning)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 
 from jobs.crews import TaskCrew
-from jobs.embed import embed_method
+from jobs.embed import embed_method, embedded_shards
 from jobs.errors import UsageError
 from jobs.execution import RaySession
 from jobs.features import FeatureShard, feature_shards
@@ -66,15 +66,10 @@ def embed(
     method = embed_method(config.svm.layer, record, image_ids)
     sources = _sources(root, record)
     datasets = []
-    for name, found in sources.items():
-        planned = []
-        for shard, (first, last, _) in found.items():
-            ids = tuple(image_id for image_id in image_ids if first <= image_id <= last)
-            if ids:
-                planned.append(Shard(shard, ids))
+    for name, planned in embedded_shards(root, record, image_ids).items():
 
         def make(shard: Shard, revision: int, trial: Trial, name: str = name) -> EmbedShard:
-            source = sources[name][shard.key][2]
+            source = sources[name][shard.key]
             ids = shard.image_ids
             return EmbedShard(root, name, method, shard.key, revision, ids, source, config.svm.layer, trial)
 
@@ -112,17 +107,13 @@ def _embedded(table: pa.Table, embedder: Embedder, layout: pa.Schema, clock: Pha
     return table.remove_column(column).append_column(layout.field(VECTOR_COLUMN), vector_column(outputs)).cast(layout)
 
 
-def _sources(root: Root, record: RunRecord) -> dict[str, dict[str, tuple[str, str, FeatureShard | str]]]:
-    """Dataset to make, to shard, to first and last image and where the vectors are."""
-    found: dict[str, dict[str, tuple[str, str, FeatureShard | str]]] = {
-        "embeddings": {shard.shard: (shard.first, shard.last, shard) for shard in feature_shards(root, record)}
-    }
+def _sources(root: Root, record: RunRecord) -> dict[str, dict[str, FeatureShard | str]]:
+    """Dataset to make, to shard, to where the vectors are."""
     manifest = recorded_manifest(root, record, "truth_features")
-    rows = manifest.table.select(["shard", "first_image", "last_image"]).to_pylist()
-    found["truth_embeddings"] = {
-        row["shard"]: (row["first_image"], row["last_image"], key) for row, key in zip(rows, manifest.keys, strict=True)
+    return {
+        "embeddings": {shard.shard: shard for shard in feature_shards(root, record)},
+        "truth_embeddings": dict(zip(manifest.table["shard"].to_pylist(), manifest.keys, strict=True)),
     }
-    return found
 
 
 def _crew(invocation: Invocation, record: RunRecord, session: RaySession) -> TaskCrew:

@@ -12,21 +12,22 @@ import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from jobs.errors import UsageError
-from jobs.imagefile import ImageFile
+from jobs.known_bodies import BodyIdentity, body_key, recall, remember
 from jobs.settings import ADDED_LATER, Settings
 from jobs.trial import Trial
 from storage.commits import CommitName, Upstream
 from storage.identity import canonical_json, digest, method_id
-from storage.root import Root
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
 
+    from jobs.imagefile import ImageFile
     from pipeline.bodies import BodySpec
+    from storage.root import Root
 
 VERSION = 1
 TRUTH_BOXES_PER_IMAGE = 64
@@ -113,20 +114,46 @@ class FeaturesConfig(Settings):
 
 @dataclass(frozen=True)
 class LoadedBody:
-    """What the driver knows of a body: enough to name methods and to hand the weights to the actors.
-
-    ``classifier``: digest of the fully connected layers that came with the weights, and of the order that they take
-    vectors in; empty without.
-    """
+    """A body as the driver hands it to the actors. ``digest`` and ``classifier``: see ``BodyIdentity``."""
 
     spec: BodySpec
     state: dict[str, torch.Tensor]
     digest: str
     classifier: str = ""
 
+    @property
+    def identity(self) -> BodyIdentity:
+        """What names methods, without the weights."""
+        return BodyIdentity(self.spec.channels, self.digest, self.classifier)
 
-def load_body(config: FeaturesConfig) -> LoadedBody:
-    """Read the weights once, on the driver. UsageError if they or the body cannot be had."""
+
+def identify_body(config: FeaturesConfig) -> BodyIdentity:
+    """What names the methods of ``config``: known from an earlier command, or of the weights read now.
+
+    UsageError as ``load_body``.
+    """
+    return recall(body_key(config)) or load_body(config).identity
+
+
+def load_body(config: FeaturesConfig, identity: BodyIdentity | None = None) -> LoadedBody:
+    """Read the weights once, on the driver.
+
+    ``identity``: of the body that methods were named after. UsageError if the weights or the body cannot be had, or are
+    not that one.
+    """
+    key = body_key(config)
+    body = _read_body(config)
+    if body_key(config) == key:  # else they were written while they were read
+        remember(key, body.identity)
+    if identity not in (None, body.identity):
+        raise UsageError(
+            f"features.weights: the weights {config.weights!r} have changed since this command looked at them; run it "
+            f"again"
+        )
+    return body
+
+
+def _read_body(config: FeaturesConfig) -> LoadedBody:
     from pipeline.bodies import (
         UnsuitableBodyError,
         WeightsError,
@@ -155,9 +182,9 @@ def load_body(config: FeaturesConfig) -> LoadedBody:
     return LoadedBody(spec, state, weights_digest(state), told)
 
 
-def vector_length(config: FeaturesConfig, body: LoadedBody) -> int:
+def vector_length(config: FeaturesConfig, body: BodyIdentity) -> int:
     """Channels times bins: 12,800 for AlexNet with (6, 3, 2, 1)."""
-    return body.spec.channels * sum(n * n for n in config.pyramid)
+    return body.channels * sum(n * n for n in config.pyramid)
 
 
 def features_method(config: FeaturesConfig, weights: str, proposals: str) -> str:

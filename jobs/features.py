@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import pyramid
 from pipeline.phases import PhaseClock
 from storage.columns import vector_column, vectors_of, windows_of
 from storage.manifest import Manifest, recorded_manifest
@@ -168,6 +167,8 @@ def pool_maps(
     out: NDArray[np.float16] | None = None,
 ) -> NDArray[np.float16]:
     """Vectors, float16 (N, dim), of one image's rows of ``windows`` from its rows of ``maps``."""
+    from pipeline import pyramid  # compiled code, which a store of vectors has no use for
+
     scales = windows["scale"].to_numpy()
     places = windows_of(windows["window"])
     dim = maps["channels"][0].as_py() * pyramid.bin_count(levels)

@@ -80,7 +80,7 @@ def _windows(
     method = windows_method(config.finetune, record)
     hold(root, record, [f"training_windows/{method}"])
     digests = object_digests(index, config.dataset.train_splits)
-    planned = window_shards(config.finetune, vector_length(config.features, body), digests)
+    planned = window_shards(config.finetune, vector_length(config.features, body.identity), digests)
     names = tuple(index.class_names())
     objects = objects_of(index, digests, names)
     files, proposed = image_files(index), proposal_files(root, record)

@@ -6,17 +6,19 @@ import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ContentError
-from pipeline.images import RGB, decode_image
 from storage.commits import LedgerRow
 from storage.identity import sha256
 from storage.root import resolve_options
+
+if TYPE_CHECKING:
+    from pipeline.images import RGB
 
 TURNED = ":turned"
 """Ends the digest of an image that is turned by its EXIF orientation: not the same content as the file unturned."""
@@ -59,6 +61,8 @@ def read_image(file: ImageFile, storage_options: dict[str, Any], least: int | No
 
     ``least``: it may come smaller, its short side not below that many pixels (see ``decode_image``).
     """
+    from pipeline.images import decode_image  # Pillow: only who looks at pixels loads it
+
     fs, path = fsspec.url_to_fs(file.uri, **resolve_options(storage_options, "dataset.storage_options"))
     try:
         data = read_bytes(fs, path)

@@ -27,7 +27,6 @@ from jobs.imagefile import TURNED, is_row, read_bytes
 from jobs.settings import ADDED_LATER, NOT_IDENTITY, Settings
 from pipeline.boxes import as_boxes
 from pipeline.errors import ContentError
-from pipeline.images import image_size, turned_size
 from pipeline.voc import NO_OBJECTS, Annotation, parse_annotation, stated_size
 from storage.columns import box_column
 from storage.commits import Commit, CommitName, LedgerRow, winners
@@ -400,6 +399,8 @@ def _measure(
     fs: fsspec.AbstractFileSystem, entry: Entry, config: DatasetConfig
 ) -> tuple[int, int, tuple[int, int] | None, str]:
     """Height and width as stored, both as an EXIF orientation exchanges them if it does, and digest of an image."""
+    from pipeline.images import image_size, turned_size  # Pillow: a status reads an index, and no image
+
     path = fs._strip_protocol(entry.uri)
     if config.digest == "content" or is_row(entry.uri):
         data = read_bytes(fs, path)

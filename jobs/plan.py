@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 
 from jobs.config import RunConfig
 from jobs.detect import detection_shards
-from jobs.extract import LoadedBody, load_body, vector_length
+from jobs.extract import identify_body, vector_length
 from jobs.finetune import window_shards, windows_method
 from jobs.forecast import Forecast, forecast
 from jobs.index import Index, committed_index, index_method, index_of, object_digests, read_index, tile_shards
+from jobs.known_bodies import BodyIdentity
 from jobs.shards import MapDataset, Survey, survey_after
 from jobs.stages import (
     DATASETS_OF,
@@ -69,7 +70,7 @@ def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
         planned.append(PlannedDataset("index", table, method, len(keys), len(keys) - len(left), images, None, None))
     if set(stages) <= {"index"}:
         return planned
-    body = load_body(config.features) if "extract" in stages else None
+    body = identify_body(config.features) if "extract" in stages else None
     index = index_of(rows)
     surveys: dict[str, Survey] = {}
     for dataset in planned_datasets(config, index, method, body):
@@ -97,7 +98,7 @@ def _reduced(
     index: Index,
     surveys: Mapping[str, Survey],
     stages: Sequence[str],
-    body: LoadedBody | None,
+    body: BodyIdentity | None,
 ) -> list[PlannedDataset]:
     """The stages after extraction. Their method ids are not known before what is upstream of them is there."""
     config, root = invocation.config, invocation.root
@@ -140,7 +141,7 @@ def _reduced(
 
 
 def _keys(
-    dataset: str, config: RunConfig, index: Index, surveys: Mapping[str, Survey], body: LoadedBody | None
+    dataset: str, config: RunConfig, index: Index, surveys: Mapping[str, Survey], body: BodyIdentity | None
 ) -> dict[str, int] | None:
     """The shards that a dataset after extraction should have, and their images; None if it is one, named by its
     method."""

@@ -7,21 +7,23 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from jobs.errors import UsageError
 from jobs.forecast import Forecast
-from storage.root import Root
-from storage.runs import RunRecord
+
+if TYPE_CHECKING:
+    from storage.root import Root
+    from storage.runs import RunRecord
 
 
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, right_until: int | None = None
 ) -> None:
     """A table whose first ``left`` columns are text; numbers follow up to ``right_until``."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     end = len(columns) if right_until is None else right_until
     for number, column in enumerate(columns):

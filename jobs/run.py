@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from jobs.config import RunConfig
 from jobs.errors import UsageError
 from jobs.execution import RaySession
-from jobs.extract import LoadedBody, load_body
-from jobs.index import (
-    Index,
-)
-from jobs.progress import ProgressReport
+from jobs.extract import identify_body, load_body
+from jobs.index import Index
+from jobs.known_bodies import BodyIdentity
+from jobs.made import head_made_already, made_already
 from jobs.quality import measure_proposals
 from jobs.recording import begin, make_index, recorded
 from jobs.reduce import entry_of
@@ -91,7 +90,7 @@ def _map_stages(
 ) -> None:
     """Make what is missing of proposals and features."""
     config, root = invocation.config, invocation.root
-    body = load_body(config.features) if "extract" in stages else None
+    body = identify_body(config.features) if "extract" in stages else None
     datasets = planned_datasets(config, index, record.datasets["images"].method, body)
     hold(root, record, [f"{name}/{dataset.method}" for dataset in datasets for name in dataset.names])
     earlier = record.datasets.get("proposals")
@@ -185,10 +184,15 @@ def _reduce_stages(
         if stage not in REDUCE_STAGES:
             continue
         before = {name: record.datasets.get(name) for name in DATASETS_OF[stage]}
-        if stage != "finetune":  # which draws its windows first, and holds what it makes itself
+        if stage == "finetune":  # which draws its windows first, and holds what it makes itself
+            made = head_made_already(invocation, record, index, retry)
+        else:
             method = reduce_method_of(stage, config, record, index)
             hold(invocation.root, record, [f"{name}/{method}" for name in DATASETS_OF[stage]])
-        record.datasets.update(_reduced(stage, invocation, record, index, retry, session))
+            made = None
+            if stage != "evaluate":  # which is light, and says the metrics as well
+                made = made_already(stage, method, invocation, record, index, retry)
+        record.datasets.update(made or _reduced(stage, invocation, record, index, retry, session))
         if before != {name: record.datasets.get(name) for name in DATASETS_OF[stage]}:
             write_run(invocation.root, record)
 
@@ -204,7 +208,7 @@ def _needed(config: RunConfig, stage: str) -> tuple[str, ...]:
 def _reduced(
     stage: str, invocation: Invocation, record: RunRecord, index: Index, retry: bool, session: RaySession
 ) -> dict[str, DatasetRecord]:
-    """Do one stage, or find it done: its datasets."""
+    """Do one stage: its datasets. Its driver is imported here, with all that it takes to make something."""
     if stage == "finetune":
         from jobs.finetuning import finetune
 
@@ -245,7 +249,7 @@ def _measure(root: Root, record: RunRecord, index: Index, earlier: DatasetRecord
 def _make(
     invocation: Invocation,
     index: Index,
-    body: LoadedBody | None,
+    body: BodyIdentity | None,
     chosen: list[Survey],
     surveys: dict[str, Survey],
     session: RaySession,
@@ -254,17 +258,20 @@ def _make(
     from jobs.bookkeeping import Bookkeeper
     from jobs.crews import ActorCrew
     from jobs.metrics import RunMetrics
+    from jobs.progress import ProgressReport
     from jobs.shardloop import ShardLoop
     from jobs.works import CREWS, crews_of, works_of
 
-    execution = invocation.config.execution
+    config, execution = invocation.config, invocation.config.execution
+    extracts = any(found.todo and found.dataset.stage == "extract" for found in chosen)
+    loaded = load_body(config.features, body) if extracts else None
     done = {(found.dataset.name, key): name for found in surveys.values() for key, name in found.done.items()}
-    works = [work for found in chosen for work in works_of(invocation, index, body, found)]
+    works = [work for found in chosen for work in works_of(invocation, index, loaded, found)]
     totals = {found.dataset.name: found.dataset.images for found in chosen}
     before = {name: totals[name] - sum(work.images for work in works if work.dataset == name) for name in totals}
     stages = [stage for stage in CREWS if any(work.stage == stage for work in works)]
     with ProgressReport(totals, before, execution.progress_seconds) as progress:
-        crews = crews_of(invocation, session, body, stages)
+        crews = crews_of(invocation, session, loaded, stages)
         extractors = crews.get("extract")
         if isinstance(extractors, ActorCrew):
             progress.devices = extractors.actors

@@ -11,7 +11,9 @@ class Settings(BaseModel):
     """One section of the config. A field marked ``NOT_IDENTITY`` does not change what a stage's output is, one marked
     ``ADDED_LATER`` only where it is not at its default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # A key's docstring is for readers and for docs/config.md (jobs/configdoc.py): to have pydantic look for it, with
+    # use_attribute_docstrings, would parse the sources anew in every command.
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     def identity(self) -> dict[str, Any]:
         """The values that a stage's method id hashes, as JSON values."""

@@ -15,13 +15,13 @@ from jobs.errors import UsageError
 from jobs.evaluate import evaluate_method
 from jobs.extract import (
     TRUTH_BOXES_PER_IMAGE,
-    LoadedBody,
     features_method,
     truth_method,
     vector_length,
 )
 from jobs.finetune import head_method
 from jobs.index import Index, object_digests
+from jobs.known_bodies import BodyIdentity
 from jobs.propose import BYTES_PER_BOX, propose_method
 from jobs.shards import MapDataset, map_dataset
 from jobs.train_bbox import bbox_method
@@ -69,7 +69,7 @@ def run_stages(config: RunConfig, until: str = STAGES[-1]) -> tuple[str, ...]:
     return tuple(s for s in STAGES[: STAGES.index(until) + 1] if s == until or not unasked.get(s, False))
 
 
-def planned_datasets(config: RunConfig, index: Index, index_method: str, body: LoadedBody | None) -> list[MapDataset]:
+def planned_datasets(config: RunConfig, index: Index, index_method: str, body: BodyIdentity | None) -> list[MapDataset]:
     """The map datasets of a config: proposals, and with a body truth_features and features (or windows and maps)."""
     digests = index.digests()
     boxes = config.proposals.max_per_image

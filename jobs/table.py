@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.config import RunConfig
 from jobs.errors import UsageError
-from jobs.extract import load_body
+from jobs.extract import identify_body
 from jobs.measured import check_current, check_same, matched_detections, read_measured
 from jobs.printing import markdown_table, print_table
 from jobs.run import run
@@ -98,7 +98,7 @@ def make_table(invocation: Invocation, columns: Sequence[str], rows: Sequence[st
             raise UsageError(
                 f"--{key}: there is no {unknown[0] if unknown else 'name'!r}; give some of {', '.join(known)}"
             )
-    pretrained = bool(load_body(invocation.config.features).classifier)
+    pretrained = bool(identify_body(invocation.config.features).classifier)
     records: dict[tuple[str, str], RunRecord] = {}
     there = run_names(invocation.root)
     for column in columns:

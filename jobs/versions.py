@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 
 _PACKAGES = (
@@ -21,7 +22,12 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Package to installed version."""
-    return {package: _version(package) for package in _PACKAGES} | {"python": platform.python_version()}
+    return versions_of(_PACKAGES) | {"python": platform.python_version()}
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Some packages to their installed versions."""
+    return {package: _version(package) for package in packages}
 
 
 def _version(package: str) -> str:

@@ -40,7 +40,7 @@ def works_of(invocation: Invocation, index: Index, body: LoadedBody | None, foun
     if dataset.name == "proposals" and config.proposals.method == "file":
         given = given_boxes(config.proposals, config.dataset.storage_options, list(files.values()))
     described = file_metadata(config.features, body, dataset.method, PRODUCER) if body else {}
-    dim = vector_length(config.features, body) if body else 0
+    dim = vector_length(config.features, body.identity) if body else 0
     object_ids = index.objects["image_id"].to_numpy(zero_copy_only=False)
     companions = winners(root, dataset.companion, dataset.method) if dataset.companion else {}
     stored = {

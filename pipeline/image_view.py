@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
-from pipeline.images import RGB
 from pipeline.windows import fitting_scale, scaled_size
+
+if TYPE_CHECKING:
+    from pipeline.images import RGB
 
 CROP_FROM = 256
 """Short side, in pixels, of the image that a crop is cut from, for a network whose input is 224 (paper 3.1)."""
@@ -75,4 +77,6 @@ def _middle(image: RGB) -> RGB:
 
 
 def _resized(image: RGB, height: int, width: int) -> RGB:
+    import cv2  # a quarter of a second, and every config asks whether its views are some
+
     return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import warnings
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import cv2
 import numpy as np
 
 from pipeline.boxes import Boxes, as_boxes, clip, first_of_duplicates
 from pipeline.errors import ProposalError
-from pipeline.images import RGB
 from pipeline.opencv_search import OpenCVSearch, SearchCrashed
 from pipeline.ranked_boxes import RankedBoxes
+
+if TYPE_CHECKING:
+    from pipeline.images import RGB
 
 # `selectivesearch` runs it on floats. For good, since warnings cannot be silenced for one thread alone.
 warnings.filterwarnings("ignore", message="Applying `local_binary_pattern` to floating-point images")
@@ -127,6 +128,8 @@ def propose(
 
 def shrunk(image: RGB, max_side: int | None) -> RGB:
     """The image, or a smaller copy whose longer side is ``max_side``."""
+    import cv2  # a plan asks this module for the methods' parameters, and shrinks nothing
+
     height, width = image.shape[:2]
     longest = max(height, width)
     if max_side is None or longest <= max_side:

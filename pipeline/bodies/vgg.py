@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models import VGG16_Weights
-from torchvision.models.vgg import cfgs, make_layers
 
 from pipeline.bodies.body import IMAGENET_MEAN, IMAGENET_STD, BodySpec, State
 from pipeline.bodies.weights import download_state
+from pipeline.published_weights import URLS
 from pipeline.receptive_field import Layer
 
 _CONVOLUTION, _POOLING = Layer(3, padding=1), Layer(2, stride=2)
@@ -17,6 +16,8 @@ class VGG16Body(nn.Module):
     """(B, 3, H, W) to (B, 512, H // 16, W // 16); parameters are named as in torchvision's ``vgg16``."""
 
     def __init__(self) -> None:
+        from torchvision.models.vgg import cfgs, make_layers  # a second that other bodies do without
+
         super().__init__()
         # Not vgg16().features: that would first fill 400 MB of fully connected weights with random numbers.
         self.features = make_layers(cfgs["D"], batch_norm=False)[:30]
@@ -30,7 +31,7 @@ class VGG16Body(nn.Module):
 
 
 def _published() -> State:
-    return download_state(VGG16_Weights.IMAGENET1K_V1.url)
+    return download_state(URLS["vgg16"])
 
 
 VGG16 = BodySpec(

@@ -6,7 +6,8 @@ makes eight hierarchies, whose regions, from single segments to the whole image,
 from low down, up to chance: its place is its level times a random number (3.3), so that the first 2,000 boxes of an
 image are a good 2,000.
 
-The story is in ``SelectiveSearch``; ``segmentation``, ``regions`` and ``grouping`` are its chapters. Everything after
+The story is in ``SelectiveSearch``; ``conversion``, ``segmentation``, ``regions`` and ``grouping`` are its chapters.
+They are only imported, and compiled, to search an image: a plan wants no more than the parameters. Everything after
 OpenCV's conversion of colours is done in whole numbers, or in single operations that are rounded alike everywhere: from
 the same colours and seed any machine finds the same boxes. One image takes one core (OpenCV's conversion too, after
 ``cv2.setNumThreads(1)``), and the GIL is released.
@@ -19,14 +20,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import cv2
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.phases import PhaseClock
 from pipeline.ranked_boxes import RankedBoxes
-from pipeline.selective_search import grouping, regions, segmentation
 
 Colour = Literal["hsv", "lab", "rgb"]
 Similarity = Literal["ctsf", "tsf"]
@@ -35,10 +33,11 @@ Similarity = Literal["ctsf", "tsf"]
 COLOURS: tuple[Colour, ...] = get_args(Colour)
 SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 
+MOST_K = 1 << 25
+"""Of a segmentation, in whose whole numbers more finds no room."""
+
 MOST_SIGMA = 16.0
 """Of the blur. Beyond, its kernel's parts are too small for their fixed point."""
-
-_CONVERSIONS = {"hsv": cv2.COLOR_RGB2HSV_FULL, "lab": cv2.COLOR_RGB2LAB}
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ class SelectiveSearch:
             if isinstance(values, str) or not values or not set(values) <= set(known):
                 raise ValueError(f"{name} must be some of {', '.join(known)}, as a list, not {values!r}")
         object.__setattr__(self, "ks", tuple(operator.index(k) for k in self.ks))
-        if not self.ks or not 1 <= min(self.ks) <= max(self.ks) <= segmentation.MOST_K:
-            raise ValueError(f"ks must be from 1 to {segmentation.MOST_K}, at least one, not {self.ks}")
+        if not self.ks or not 1 <= min(self.ks) <= max(self.ks) <= MOST_K:
+            raise ValueError(f"ks must be from 1 to {MOST_K}, at least one, not {self.ks}")
         if not 0 <= self.sigma <= MOST_SIGMA:
             raise ValueError(f"sigma must be from 0 to {MOST_SIGMA}, not {self.sigma}")
         for name in ("colours", "ks", "similarities"):
@@ -93,8 +92,10 @@ class SelectiveSearch:
 
     def _hierarchies(self, image: NDArray[np.uint8], colour: Colour, clock: PhaseClock) -> Iterator[NDArray[np.int32]]:
         """The boxes of each, in one colour space. What is large is dropped as soon as it has been used."""
+        from pipeline.selective_search import conversion, grouping, regions, segmentation  # here: see the module
+
         with clock.phase("convert"):
-            colours, planes = converted(image, colour, self.sigma)
+            colours, planes = conversion.converted(image, colour, self.sigma)
         with clock.phase("describe"):
             codes = regions.pixel_codes(colours, planes)
             del colours
@@ -127,65 +128,6 @@ def _keep_freed_memory() -> None:
     libraries take no notice.
     """
     np.empty(31 << 20, np.uint8)
-
-
-def converted(image: NDArray[np.uint8], colour: Colour, sigma: float) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-    """An RGB image in another colour space, uint8 (H, W, 3), and the same blurred, uint16 (3, H, W) in 256ths."""
-    colours = _convert(image, colour)
-    return colours, _blur(colours, sigma)
-
-
-def _convert(image: NDArray[np.uint8], colour: Colour) -> NDArray[np.uint8]:
-    if colour == "rgb":
-        return np.array(image, order="C")  # a copy: of an array that is read-only, everything would be compiled again
-    return np.asarray(cv2.cvtColor(np.ascontiguousarray(image), _CONVERSIONS[colour]), np.uint8)
-
-
-def _blur(colours: NDArray[np.uint8], sigma: float) -> NDArray[np.uint16]:
-    """Planes uint16 (3, H, W) in 256ths of a unit, blurred; the kernel ends at 4 sigma (filter.h, released code)."""
-    half = np.exp(-0.5 * (np.arange(int(np.ceil(4 * sigma)) + 1) / sigma) ** 2) if sigma > 0 else np.ones(1)
-    kernel = np.round(half / (2 * half.sum() - half[0]) * 65536).astype(np.uint32)
-    kernel = kernel[: np.count_nonzero(kernel)]
-    kernel[0] = 65536 - 2 * kernel[1:].sum()
-    planes = np.empty((3, *colours.shape[:2]), np.uint16)
-    _convolve(colours, kernel, planes)
-    return planes
-
-
-@numba.njit(nogil=True, cache=True)
-def _convolve(colours, kernel, planes):
-    """Across, then down, with half a symmetric kernel in 65536ths; the border goes on for ever."""
-    height, width = colours.shape[:2]
-    reach = kernel.size - 1
-    wide = np.empty(width + 2 * reach, np.uint32)
-    across = np.empty((height, width), np.uint16)
-    sums = np.empty(width, np.uint32)
-    for channel in range(3):
-        for y in range(height):
-            for x in range(width):
-                wide[reach + x] = colours[y, x, channel]
-            wide[:reach] = wide[reach]
-            wide[reach + width :] = wide[reach + width - 1]
-            row, middle = across[y], wide[reach : reach + width]
-            for x in range(width):
-                sums[x] = middle[x] * kernel[0] + np.uint32(128)
-            for step in range(1, reach + 1):
-                left, right, factor = wide[reach - step :], wide[reach + step :], kernel[step]
-                for x in range(width):
-                    sums[x] += (left[x] + right[x]) * factor
-            for x in range(width):
-                row[x] = sums[x] >> np.uint32(8)
-        for y in range(height):
-            row, middle = planes[channel, y], across[y]
-            for x in range(width):
-                sums[x] = np.uint32(middle[x]) * kernel[0] + np.uint32(32768)
-            for step in range(1, reach + 1):
-                above, below = across[max(y - step, 0)], across[min(y + step, height - 1)]
-                factor = kernel[step]
-                for x in range(width):
-                    sums[x] += (np.uint32(above[x]) + np.uint32(below[x])) * factor
-            for x in range(width):
-                row[x] = sums[x] >> np.uint32(16)
 
 
 def _rank(hierarchies: Sequence[NDArray[np.int32]], seed: int, names: tuple[str, ...]) -> RankedBoxes:

@@ -21,6 +21,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.selective_search import MOST_K
+
 STEPS = 64
 """Of a weight, to a unit of colour (of 255)."""
 
@@ -28,7 +30,6 @@ NO_EDGE = np.uint16(65535)
 """The weight of an edge that leads out of the image, or is left out. The heaviest real one has 64 * 255 * sqrt(3)."""
 
 MOST_PIXELS = 1 << 30
-MOST_K = 1 << 25
 
 _SHIFT = np.uint32(30)
 _PIXEL = np.uint32(MOST_PIXELS - 1)

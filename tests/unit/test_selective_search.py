@@ -13,12 +13,11 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from pipeline import selective_search
 from pipeline.boxes import as_boxes, first_of_duplicates
 from pipeline.images import decode_image
 from pipeline.phases import PhaseClock
 from pipeline.proposals import propose
-from pipeline.selective_search import SelectiveSearch, grouping, regions, segmentation
+from pipeline.selective_search import SelectiveSearch, conversion, grouping, regions, segmentation
 from tests import selective_search_reference as reference
 
 SEARCH = SelectiveSearch()
@@ -57,7 +56,7 @@ def flat(height, width, value=90):
 
 
 def blurred(image, sigma=0.8):
-    return selective_search._blur(image, sigma)
+    return conversion._blur(image, sigma)
 
 
 def weights_of(image, sigma=0.8, prune=False):
@@ -95,12 +94,12 @@ def graphs(draw, most=12):
 
 
 def test_rgb_stays_as_it_is():
-    np.testing.assert_array_equal(selective_search._convert(picture(), "rgb"), picture())
+    np.testing.assert_array_equal(conversion._convert(picture(), "rgb"), picture())
 
 
 def test_hsv_is_colorsyss_with_all_three_from_0_to_255():
     image = noise(1, 20, 20)
-    found = selective_search._convert(image, "hsv").reshape(-1, 3).astype(int)
+    found = conversion._convert(image, "hsv").reshape(-1, 3).astype(int)
     for rgb, (hue, saturation, value) in zip(image.reshape(-1, 3) / 255, found, strict=True):
         h, s, v = colorsys.rgb_to_hsv(*rgb)
         assert abs((hue - 256 * h + 128) % 256 - 128) <= 1, "a full turn is 256"
@@ -116,7 +115,7 @@ def test_lab_is_cies_with_the_lightness_from_0_to_255_and_128_for_no_hue():
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     lightness = (116 * f[..., 1] - 16) * 255 / 100
     expected = np.stack([lightness, 500 * (f[..., 0] - f[..., 1]) + 128, 200 * (f[..., 1] - f[..., 2]) + 128], axis=2)
-    np.testing.assert_allclose(selective_search._convert(image, "lab"), expected, atol=1.6)
+    np.testing.assert_allclose(conversion._convert(image, "lab"), expected, atol=1.6)
 
 
 @pytest.mark.parametrize("sigma", [0, 0.1, 0.5, 0.8, 1.5, 4])
@@ -224,7 +223,7 @@ def test_segments_are_the_references(weights, prune, choices):
 
 @pytest.mark.parametrize("prune", [False, True])
 def test_segments_of_a_photograph_are_the_references(photograph, prune):
-    crop = selective_search._convert(photograph[100:160, 120:200], "hsv")
+    crop = conversion._convert(photograph[100:160, 120:200], "hsv")
     weights = weights_of(crop, prune=prune)
     for labels, (k, min_size) in zip(
         segmentation.segment(weights, [50, 100, 5], [50, 100, 10]), [(50, 50), (100, 100), (5, 10)], strict=True
@@ -530,7 +529,7 @@ def test_the_heap_of_a_star_stays_in_proportion_to_its_pairs(monkeypatch):
 def spaces_of(image, search):
     """Colours, planes and weights by the package, each tested above, for the reference to go on from."""
     for colour in search.colours:
-        colours = selective_search._convert(image, colour)
+        colours = conversion._convert(image, colour)
         yield colours, blurred(colours, search.sigma), weights_of(colours, search.sigma, search.prune)
 
 
@@ -626,7 +625,7 @@ def test_four_threads_find_what_one_does():
 def test_whatever_is_compiled_releases_the_gil():
     compiled = [
         function
-        for module in (selective_search, segmentation, regions, grouping)
+        for module in (conversion, segmentation, regions, grouping)
         for function in vars(module).values()
         if hasattr(function, "py_func")
     ]
@@ -828,7 +827,7 @@ def test_what_is_no_rgb_image_of_bytes_is_refused(image):
 
 
 def test_warming_up_compiles_everything():
-    modules = (selective_search, segmentation, regions, grouping)
+    modules = (conversion, segmentation, regions, grouping)
     kernels = [value for module in modules for value in vars(module).values() if hasattr(value, "signatures")]
     assert len(kernels) > 20
     SEARCH.warm_up()
