@@ -1,4 +1,5 @@
-# make demo | test | test-all | lint | bench: each makes .venv on its first use and reuses it.
+# make demo | test | test-all | lint | bench: each makes .venv on its first use and reuses it. tests/README.md says more
+# about the tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,10 @@ READY := $(VENV)/.ready
 # Some of the tested versions are not made for Python 3.10, which gets the newest that are.
 TESTED = $$($(PYTHON) -c 'import sys; print("--constraint requirements-tested.txt" if sys.version_info >= (3, 11) else "")')
 
-.PHONY: demo test test-all lint bench clean
+# Two processes, each with an embedded Ray of its own where it needs one; a file's tests stay together.
+SHARED := --numprocesses 2 --dist loadfile
+
+.PHONY: install demo test test-slow test-alone test-all lint bench clean
 .DEFAULT_GOAL := test
 
 # Reinstalled when the project's requirements change, not when its code does (the install is editable).
@@ -16,14 +20,22 @@ $(READY): pyproject.toml requirements-tested.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TESTED) --editable '.[dev]'
 	touch $@
 
+install: $(READY)
+
 demo: $(READY)
 	$(BIN)/spp demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest $(SHARED) -m "not slow and not alone"
 
-test-all: $(READY)
-	$(BIN)/python -m pytest
+# What `make test` leaves out, in two parts: what can share the machine, and what cannot.
+test-slow: $(READY)
+	$(BIN)/python -m pytest $(SHARED) -m "slow and not alone"
+
+test-alone: $(READY)
+	$(BIN)/python -m pytest -m alone
+
+test-all: test test-slow test-alone
 
 lint: $(READY)
 	$(BIN)/ruff check .

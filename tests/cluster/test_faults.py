@@ -16,7 +16,7 @@ from jobs.cli import main
 from storage.root import open_root
 from tests.voc_folder import VocFolder, small_data_set
 
-pytestmark = [pytest.mark.full, pytest.mark.usefixtures("embedded_ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("embedded_ray")]
 
 
 @dataclass

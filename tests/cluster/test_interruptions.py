@@ -21,7 +21,7 @@ from tests.cluster.commands import (
     wait_until,
 )
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.alone]
 
 
 def test_a_run_killed_in_mid_extract_goes_on_and_ends_with_the_same_content(config, tmp_path, undisturbed):

@@ -21,7 +21,7 @@ from tests.cluster.commands import commits, wait_until
 from tests.cluster.local_cluster import LocalCluster
 from tests.voc_folder import small_data_set
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.alone]
 
 HOME = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -24,7 +24,7 @@ from tests.cluster.commands import (
 )
 from tests.cluster.local_cluster import LocalCluster
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.alone]
 
 HOME = Path(__file__).parents[2]
 MODELS = ("svms", "regressors", "detections", "metrics")

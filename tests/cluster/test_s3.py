@@ -25,7 +25,7 @@ from storage.commits import winners
 from tests.cluster.commands import SPP, content, kill_tree, wait_until
 from tests.voc_folder import small_data_set
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.s3]
 
 KEY, SECRET = "AKIASPPTESTKEY000000", "spp/very+secret/key0123456789ABCDEFGHIJ"
 BUCKET = "spp-test"

@@ -236,7 +236,7 @@ def test_runs_that_do_not_fit_are_refused_by_what_differs(pair, root, copied, tm
         combine(root, PARTS, "new", nms_overlap=30)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_an_image_that_failed_in_one_run_fails_in_the_combination(make_project, capsys):
     project = make_project()
     loose = ("--set", "execution.max_failed=1")

@@ -9,6 +9,8 @@ import ray
 
 from jobs.crews import ActorCrew
 
+pytestmark = pytest.mark.alone
+
 LONG = 60.0
 """Seconds after which a test says that nothing came."""
 

@@ -64,7 +64,7 @@ def test_the_same_command_again_makes_nothing(trained):
     assert {name: trained.commits(name) for name in MODELS} == before
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["vectors", "maps"])
 def test_a_second_root_gives_the_same_metrics_from_either_store(trained, tmp_path, store):
     assert trained.spp("run", "--set", f"features.store={store}", root=tmp_path / "root") == 0
@@ -72,7 +72,7 @@ def test_a_second_root_gives_the_same_metrics_from_either_store(trained, tmp_pat
         assert table(tmp_path / "root", name).equals(table(trained.root, name, "small")), name
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_streamed_features_give_the_same_detections_and_are_not_stored(trained, tmp_path):
     root = tmp_path / "root"
     assert trained.spp("run", "--set", "detect.source=stream", root=root) == 0
@@ -119,7 +119,7 @@ def test_every_negative_is_counted_and_no_window_stands_twice_in_a_history(train
         assert row["left_out"] == 0
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_until_stable_leaves_no_violator_and_the_objective_is_that_of_all_windows(trained):
     assert trained.spp("run", "--set", "svm.passes=until_stable", "--run", "stable") == 0
     for row in table(trained.root, "svms", "stable").to_pylist():
@@ -170,7 +170,7 @@ def test_result_files_that_do_not_fit_the_data_set_are_refused(trained, tmp_path
     assert trained.spp("evaluate", "--detections", str(tmp_path / "nothing*.txt")) == 2
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_shuffled_test_annotations_leave_the_detections_unchanged(make_project, tmp_path):
     project = make_project()
     assert project.spp("run") == 0
@@ -186,7 +186,7 @@ def test_shuffled_test_annotations_leave_the_detections_unchanged(make_project, 
     assert table(project.root, "detections").equals(before)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_degenerate_classes_images_and_splits_are_stated_results(make_project, capsys):
     project = make_project()
     project.data.add("im-900", "test", [("ring", 5, 5, 60, 60)])  # a class that no training image shows
@@ -209,7 +209,7 @@ def test_degenerate_classes_images_and_splits_are_stated_results(make_project, c
     assert project.spp("verify", "--run", "silent") == 0
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_test_split_without_objects_has_no_ap_and_a_training_split_without_any_is_refused(make_project, capsys):
     project = make_project()
     for number in range(9, 14):
@@ -251,7 +251,7 @@ def test_a_single_stage_takes_nothing_that_is_behind(trained, capsys):
     assert "run `spp extract` first" in capsys.readouterr().err
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_features_of_older_images_do_not_stand_in_for_newer_ones_stored_the_other_way(make_project):
     project = make_project()
     assert project.spp("run", "--set", "features.store=vectors") == 0
@@ -262,7 +262,7 @@ def test_features_of_older_images_do_not_stand_in_for_newer_ones_stored_the_othe
     assert "im-700" in table(project.root, "detections")["image_id"].to_pylist()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_images_that_failed_in_streamed_detection_are_done_again_by_retry(make_project, capsys):
     project = make_project()
     stream = ("--set", "detect.source=stream", "--set", "execution.max_failed=1")

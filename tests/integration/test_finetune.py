@@ -237,7 +237,7 @@ def test_a_rate_that_is_too_high_ends_the_run_with_what_to_do(tuned, capsys):
     assert "train at a lower one" in capsys.readouterr().err
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_schedules_are_chosen_on_held_out_images_and_a_hopeless_rate_is_passed_over(tuned, capsys):
     sets = (
         "finetune.schedule=plateau",
@@ -257,7 +257,7 @@ def test_schedules_are_chosen_on_held_out_images_and_a_hopeless_rate_is_passed_o
     assert all(row["held_out_loss"] is None for row in curve if row["phase"] == "final")
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_two_workers_train_one_head(tuned, tmp_path):
     root = tmp_path / "root"
     assert tuned.spp("run", "--set", "execution.train_workers=2", "--set", "execution.train_threads=1", root=root) == 0
@@ -270,7 +270,7 @@ def test_two_workers_train_one_head(tuned, tmp_path):
     assert storage.read_run(storage.open_root(str(root))).datasets["metrics"].quality["map_11"] > 0.5
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_warped_windows_go_through_all_stages(make_project):
     project = make_project()
     sets = ("features.source=warp", "proposals.max_per_image=20", "head.sizes=[32,32]", "svm.layer=ftfc7")
@@ -281,7 +281,7 @@ def test_warped_windows_go_through_all_stages(make_project):
     assert project.spp("verify") == 0
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["extract", "finetune"])
 def test_an_image_that_failed_is_in_the_ledger_and_is_drawn_from_once_it_is_mended(make_project, capsys, before):
     """It breaks ahead of ``extract``, so that it has no features either, or only ahead of ``finetune``."""

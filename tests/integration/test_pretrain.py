@@ -252,7 +252,7 @@ def test_a_worker_that_is_killed_goes_on_where_the_last_checkpoint_was(tmp_path,
     assert curve.equals(other)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_two_workers_train_on_a_table_of_images(tmp_path, capsys):
     tables = tmp_path / "tables"
     tables.mkdir()

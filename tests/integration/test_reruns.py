@@ -13,7 +13,7 @@ import storage
 from tests.integration.conftest import Project
 from tests.voc_folder import small_data_set
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.slow
 
 BEFORE_TRAINING = ("images", "objects", "proposals", "truth_features", "maps", "windows")
 HEAD = ("training_windows", "training_curve", "head", "truth_embeddings", "embeddings")

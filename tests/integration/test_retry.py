@@ -9,7 +9,7 @@ import pytest
 import storage
 from tests.integration.conftest import EXTRACT
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("store", ["vectors", "maps"])

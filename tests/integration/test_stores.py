@@ -11,7 +11,7 @@ import storage
 from jobs import features
 from tests.integration.conftest import EXTRACT
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.slow
 
 
 def vectors(root) -> dict[str, np.ndarray]:

@@ -86,7 +86,7 @@ def test_the_document_has_every_category_and_its_classes():
         assert (rows[category][1] is None) == (not classes)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_it_names_the_photographs_that_the_document_says(shared):
     classifier, found = Classifier(), {}
     for category, classes in CLASSES.items():
