@@ -2,12 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import ray
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from tests import faulty_store
@@ -54,6 +56,7 @@ def embedded_ray() -> Iterator[None]:
         object_store_memory=100 * 1024 * 1024,
         logging_level=logging.ERROR,
         log_to_driver=False,
+        _system_config={"worker_niceness": 0},  # else tests that compute beside it leave its workers no time
         runtime_env={
             "worker_process_setup_hook": faulty_store.register,
             # the hook runs before a worker's import path has the working folder
@@ -62,3 +65,26 @@ def embedded_ray() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Have a folder of this name filled once in a test run: by the process that first asks, and for all of them.
+
+    Nobody may change what is in it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, whole = base / "made_once" / name, base / "made_once" / f"{name}.whole"
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a test that failed has left
+                folder.mkdir()
+                fill(folder)
+                whole.touch()
+        return folder
+
+    return made

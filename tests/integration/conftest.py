@@ -1,16 +1,19 @@
-"""A small project for all integration tests."""
+"""Small projects for all integration tests: one on which nothing was run, and finished ones, each made once.
+
+A finished project is shared by all tests and all their processes: who changes it in any way works on a ``clone``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
-from jobs.cli import main
-from tests.voc_folder import VocFolder, small_data_set
+from tests import project as small
+from tests.project import EXTRACT, Project, config_with
+
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,47 +21,60 @@ def _on_embedded_ray(embedded_ray: None) -> None:
     """Every command of the session joins it."""
 
 
-@dataclass
-class Project:
-    """A data set, a config and a root, as a user has them."""
-
-    data: VocFolder
-    config: Path
-    root: Path
-
-    def spp(self, verb: str, *arguments: str, root: Path | None = None) -> int:
-        """Run a verb with this config and root; returns its exit code."""
-        return main([verb, *arguments, "--config", str(self.config), "--root", str(root or self.root)])
-
-    def commits(self, dataset: str) -> set[str]:
-        """Names of all commit records of a dataset, of every method."""
-        return {f"{path.parent.parent.name}/{path.name}" for path in (self.root / dataset).glob("*/commit/*.json")}
-
-
-EXTRACT = ("--until", "extract")
-"""For tests of what comes before the training: the last stage of a run."""
-
-CONFIG = {
-    "proposals": {"max_per_image": 60, "min_side": 10},
-    "features": {"body": "alexnet", "weights": "random", "scales": [96, 160]},
-    "execution": {"progress_seconds": 1, "backoff": 0.1},
-}
-
-
 @pytest.fixture
 def make_project(tmp_path: Path) -> Callable[..., Project]:
-    """Make a project of a small data set."""
+    """Make a project of a small data set: so many images to train, and to test on."""
 
     def make(train: int = 9, test: int = 5) -> Project:
-        data = small_data_set(tmp_path / "data", train, test)
-        config = tmp_path / "small.yaml"
-        config.write_text(yaml.safe_dump({"dataset": {"path": str(tmp_path / "data")}, **CONFIG}))
-        return Project(data, config, tmp_path / "root")
+        return small.make_project(tmp_path, train, test)
 
     return make
 
 
 @pytest.fixture
 def project(make_project: Callable[..., Project]) -> Project:
-    """A project of 9 + 5 images."""
+    """A project of 9 + 5 images on which nothing was run."""
     return make_project()
+
+
+@pytest.fixture(scope="session")
+def extracted(made_once: MadeOnce) -> Project:
+    """The same, run until extract. To read."""
+
+    def fill(folder: Path) -> None:
+        assert small.make_project(folder).spp("run", *EXTRACT) == 0
+
+    return small.project_in(made_once("extracted", fill))
+
+
+@pytest.fixture(scope="session")
+def finished(made_once: MadeOnce, extracted: Project) -> Project:
+    """The same, run to its end. To read."""
+
+    def fill(folder: Path) -> None:
+        assert extracted.clone(folder).spp("run") == 0
+
+    return small.project_in(made_once("finished", fill))
+
+
+@pytest.fixture(scope="session")
+def tuned(made_once: MadeOnce) -> Project:
+    """14 + 8 images, conv maps, a small fine-tuned head and SVMs on its fc7: a run through every stage. To read."""
+    sections = config_with(
+        features={"scales": [128, 160], "store": "maps"},
+        head={"sizes": [48, 32]},
+        finetune={"windows_per_image": 40, "batch": 32, "schedule": [[0.003, 100], [0.0003, 20]]},
+        svm={"layer": "ftfc7"},
+        execution={"checkpoint_seconds": 0.2},
+    )
+
+    def fill(folder: Path) -> None:
+        assert small.make_project(folder, 14, 8, sections).spp("run") == 0
+
+    return small.project_in(made_once("tuned", fill))
+
+
+@pytest.fixture
+def cloned(extracted: Project, tmp_path: Path) -> Project:
+    """A project of 9 + 5 images that was run until extract, to be changed."""
+    return extracted.clone(tmp_path)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -15,23 +12,12 @@ from jobs.extract import load_body
 from pipeline.bodies import Body
 from pipeline.extraction import RegionExtractor
 from pipeline.images import decode_image
-from storage.root import open_root
-from tests.integration.conftest import EXTRACT
+from storage.runs import write_run
+from tests.project import EXTRACT, Project, last_json
 
 
-def last_json(capsys) -> dict:
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-
-def rows(root: Path, dataset: str) -> pa.Table:
-    table = storage.open(str(root), dataset).to_table()
-    keys = [name for name in ("image_id", "proposal_id", "object_id") if name in table.column_names]
-    return table.sort_by([(key, "ascending") for key in keys])
-
-
-def test_every_window_of_every_image_gets_its_vector(project, capsys):
-    assert project.spp("run", *EXTRACT, "--json") == 0
-    report = last_json(capsys)
+def test_every_window_of_every_image_gets_its_vector(cloned):
+    report = cloned.answer("run", *EXTRACT)
     assert report["failed"] == {}
     assert {name: entry["images"] for name, entry in report["datasets"].items()} == {
         "images": 14,
@@ -40,12 +26,12 @@ def test_every_window_of_every_image_gets_its_vector(project, capsys):
         "features": 14,
         "truth_features": 9,
     }
-    config = load_config(str(project.config))
+    config = load_config(str(cloned.config))
     loaded = load_body(config.features)
     extractor = RegionExtractor(Body(loaded.spec, loaded.state), config.features.scales)
-    proposals = rows(project.root, "proposals")
+    proposals = cloned.table("proposals")
     seen = set()
-    for table in storage.scan(str(project.root), "features"):
+    for table in storage.scan(str(cloned.root), "features"):
         image_id = table["image_id"][0].as_py()
         assert image_id not in seen
         seen.add(image_id)
@@ -53,100 +39,86 @@ def test_every_window_of_every_image_gets_its_vector(project, capsys):
         boxes = storage.boxes_of(proposed["box"])
         assert np.array_equal(storage.boxes_of(table["box"]), boxes)
         assert table["proposal_id"].to_pylist() == proposed["proposal_id"].to_pylist()
-        image = decode_image((project.data.path / "JPEGImages" / f"{image_id}.jpg").read_bytes())
+        image = decode_image((cloned.data.path / "JPEGImages" / f"{image_id}.jpg").read_bytes())
         expected = extractor(image, boxes)
         assert np.array_equal(storage.vectors_of(table["feature"]).view(np.int16), expected.vectors.view(np.int16))
         assert np.array_equal(storage.windows_of(table["window"]), expected.windows)
         assert table["scale"].to_pylist() == expected.scales.tolist()
     assert len(seen) == 14
-    assert project.spp("verify") == 0
+    assert cloned.spp("verify") == 0
 
 
-def test_truth_features_are_of_the_training_objects_alone(project):
-    assert project.spp("run", *EXTRACT) == 0
-    truth = rows(project.root, "truth_features")
-    images = rows(project.root, "images").to_pylist()
+def test_truth_features_are_of_the_training_objects_alone(extracted):
+    truth = extracted.table("truth_features")
+    images = extracted.table("images").to_pylist()
     training = {row["image_id"] for row in images if "trainval" in row["splits"]}
-    objects = rows(project.root, "objects").filter(pa.compute.field("image_id").isin(training))
+    objects = extracted.table("objects").filter(pa.compute.field("image_id").isin(training))
     assert truth.select(["image_id", "object_id", "class_name", "box"]) == objects.select(
         ["image_id", "object_id", "class_name", "box"]
     )
 
 
-def test_the_same_command_again_does_nothing(project):
-    assert project.spp("run", *EXTRACT) == 0
-    before = {dataset: project.commits(dataset) for dataset in ("images", "objects", "proposals", "features")}
-    assert project.spp("run", *EXTRACT) == 0
-    assert {dataset: project.commits(dataset) for dataset in before} == before
+def test_the_same_command_again_does_nothing(cloned):
+    before = {dataset: cloned.commits(dataset) for dataset in ("images", "objects", "proposals", "features")}
+    assert cloned.spp("run", *EXTRACT) == 0
+    assert {dataset: cloned.commits(dataset) for dataset in before} == before
 
 
-def test_two_roots_hold_the_same_content(project, tmp_path):
-    assert project.spp("run", *EXTRACT) == 0
-    assert project.spp("run", *EXTRACT, root=tmp_path / "other") == 0
+def test_two_roots_hold_the_same_content(extracted, tmp_path):
+    assert extracted.spp("run", *EXTRACT, root=tmp_path / "other") == 0
+    other = Project(extracted.data, extracted.config, tmp_path / "other")
     for dataset in ("images", "objects", "proposals", "features", "truth_features"):
-        assert rows(project.root, dataset).equals(rows(tmp_path / "other", dataset)), dataset
+        assert extracted.table(dataset).equals(other.table(dataset)), dataset
 
 
-def test_an_added_image_runs_only_the_shards_that_hold_it(project):
-    assert project.spp("run", *EXTRACT) == 0
-    before = {dataset: project.commits(dataset) for dataset in ("proposals", "features", "truth_features")}
-    project.data.add("im-002b", "test", [("square", 11, 21, 50, 60)])
-    assert project.spp("run", *EXTRACT) == 0
+def test_an_added_image_runs_only_the_shards_that_hold_it(cloned):
+    before = {dataset: cloned.commits(dataset) for dataset in ("proposals", "features", "truth_features")}
+    cloned.data.add("im-002b", "test", [("square", 11, 21, 50, 60)])
+    assert cloned.spp("run", *EXTRACT) == 0
     for dataset, old in before.items():
-        new = project.commits(dataset) - old
-        holders = [path for path in new if "im-002b" in (project.root / dataset / commit_path(path)).read_text()]
+        new = cloned.commits(dataset) - old
+        holders = [name for name in new if "im-002b" in cloned.commit_file(dataset, name).read_text()]
         assert len(new) == len(holders) == (0 if dataset == "truth_features" else 1), dataset
-    assert project.spp("verify") == 0
+    assert cloned.spp("verify") == 0
 
 
-def commit_path(name: str) -> str:
-    method, file = name.split("/")
-    return f"{method}/commit/{file}"
-
-
-def test_a_changed_label_runs_only_the_truth_features_of_its_shard(project):
-    assert project.spp("run", *EXTRACT) == 0
-    before = {dataset: project.commits(dataset) for dataset in ("proposals", "features", "truth_features")}
-    project.data.annotate("im-001", [("slab", 12, 22, 60, 70)])
-    assert project.spp("run", *EXTRACT) == 0
-    assert project.commits("proposals") == before["proposals"]
-    assert project.commits("features") == before["features"]
-    (new,) = project.commits("truth_features") - before["truth_features"]
-    assert "im-001" in (project.root / "truth_features" / commit_path(new)).read_text()
-    (row,) = (r for r in rows(project.root, "truth_features").to_pylist() if r["image_id"] == "im-001")
+def test_a_changed_label_runs_only_the_truth_features_of_its_shard(cloned):
+    before = {dataset: cloned.commits(dataset) for dataset in ("proposals", "features", "truth_features")}
+    cloned.data.annotate("im-001", [("slab", 12, 22, 60, 70)])
+    assert cloned.spp("run", *EXTRACT) == 0
+    assert cloned.commits("proposals") == before["proposals"]
+    assert cloned.commits("features") == before["features"]
+    (new,) = cloned.commits("truth_features") - before["truth_features"]
+    assert "im-001" in cloned.commit_file("truth_features", new).read_text()
+    (row,) = (r for r in cloned.table("truth_features").to_pylist() if r["image_id"] == "im-001")
     assert (row["class_name"], row["box"]) == ("slab", {"x1": 11, "y1": 21, "x2": 60, "y2": 70})
 
 
-def test_a_changed_split_extracts_no_proposal_again(project):
-    assert project.spp("run", *EXTRACT) == 0
-    before = {dataset: project.commits(dataset) for dataset in ("proposals", "features")}
-    project.data.move("im-003", "trainval", "test")
-    assert project.spp("run", *EXTRACT) == 0
-    assert {dataset: project.commits(dataset) for dataset in before} == before
-    assert "im-003" not in rows(project.root, "truth_features")["image_id"].to_pylist()
+def test_a_changed_split_extracts_no_proposal_again(cloned):
+    before = {dataset: cloned.commits(dataset) for dataset in ("proposals", "features")}
+    cloned.data.move("im-003", "trainval", "test")
+    assert cloned.spp("run", *EXTRACT) == 0
+    assert {dataset: cloned.commits(dataset) for dataset in before} == before
+    assert "im-003" not in cloned.table("truth_features")["image_id"].to_pylist()
 
 
-def test_a_changed_pyramid_extracts_but_does_not_propose(project):
-    assert project.spp("run", *EXTRACT) == 0
-    proposals, features = project.commits("proposals"), project.commits("features")
-    assert project.spp("run", *EXTRACT, "--set", "features.pyramid=[3, 1]") == 0
-    assert project.commits("proposals") == proposals
-    assert project.commits("features") > features
-    assert ds.dataset(storage.files(str(project.root), "features")).schema.field("feature").type.list_size == 256 * 10
-    again = project.commits("features")
-    assert project.spp("run", *EXTRACT) == 0  # the old config is complete at once
-    assert project.commits("features") == again
+def test_a_changed_pyramid_extracts_but_does_not_propose(cloned):
+    proposals, features = cloned.commits("proposals"), cloned.commits("features")
+    assert cloned.spp("run", *EXTRACT, "--set", "features.pyramid=[3, 1]") == 0
+    assert cloned.commits("proposals") == proposals
+    assert cloned.commits("features") > features
+    assert ds.dataset(storage.files(str(cloned.root), "features")).schema.field("feature").type.list_size == 256 * 10
+    again = cloned.commits("features")
+    assert cloned.spp("run", *EXTRACT) == 0  # the old config is complete at once
+    assert cloned.commits("features") == again
 
 
-def test_plan_says_what_run_does_and_writes_nothing(project, capsys):
-    assert project.spp("plan", *EXTRACT, "--json") == 0
-    planned = {entry["dataset"]: entry["images_to_do"] for entry in last_json(capsys)["datasets"]}
+def test_plan_says_what_run_does_and_writes_nothing(project):
+    planned = {entry["dataset"]: entry["images_to_do"] for entry in project.answer("plan", *EXTRACT)["datasets"]}
     assert planned == {"images": 14, "objects": 14, "proposals": 14, "features": 14, "truth_features": 9}
     assert not project.root.exists()
-    assert project.spp("run", *EXTRACT, "--until", "propose") == 0
-    capsys.readouterr()
-    assert project.spp("plan", *EXTRACT, "--json") == 0
-    planned = {entry["dataset"]: entry["images_to_do"] for entry in last_json(capsys)["datasets"]}
+    assert project.spp("run", "--until", "propose") == 0
+    planned = {entry["dataset"]: entry["images_to_do"] for entry in project.answer("plan", *EXTRACT)["datasets"]}
     assert planned == {"images": 0, "objects": 0, "proposals": 0, "features": 14, "truth_features": 9}
 
 
@@ -161,24 +133,18 @@ def test_single_stages_need_what_comes_before(project, capsys):
     assert project.spp("verify") == 0
 
 
-def test_status_tells_how_far_every_stage_is(project, capsys):
-    assert project.spp("run", *EXTRACT, "--until", "propose") == 0
-    assert project.spp("status", "--json") == 0
-    states = {entry["dataset"]: entry["state"] for entry in last_json(capsys)["datasets"]}
+def test_status_tells_how_far_every_stage_is(cloned):
+    assert cloned.spp("run", "--until", "propose", "--run", "proposed") == 0
+    states = cloned.states("--run", "proposed")
     assert states["proposals"] == "complete"
     assert states["features"] == "missing"
-    assert project.spp("run", *EXTRACT) == 0
-    commit = next(iter((project.root / "features").glob("*/commit/*.json")))
+    commit = next(iter((cloned.root / "features").glob("*/commit/*.json")))
     commit.unlink()
-    record = project.root / "runs" / "small.json"
-    entry = json.loads(record.read_text())
-    entry["datasets"]["features"]["manifest"] = None
-    record.write_text(json.dumps(entry))
-    capsys.readouterr()
-    assert project.spp("status", "--json") == 0
-    states = {entry["dataset"]: entry["state"] for entry in last_json(capsys)["datasets"]}
-    shards = entry["datasets"]["features"]["shards"]
-    assert states["features"] == f"{shards - 1} of {shards} shards"
+    record = cloned.record()
+    record.datasets["features"].manifest = None
+    write_run(cloned.place(), record)
+    shards = record.datasets["features"].shards
+    assert cloned.states()["features"] == f"{shards - 1} of {shards} shards"
 
 
 def test_an_image_that_cannot_be_read_is_a_ledger_row_and_the_rest_goes_on(make_project, capsys):
@@ -209,25 +175,21 @@ def test_too_many_failed_images_stop_the_run_with_the_commonest_reason(make_proj
     assert "truncated" in error
 
 
-def test_query_and_files_serve_other_tools(project, capsys):
-    assert project.spp("run", *EXTRACT) == 0
-    capsys.readouterr()
-    sql = "select image_id, count(*) n from features group by 1 order by 1"
-    assert project.spp("query", sql, "--json") == 0
-    answer = last_json(capsys)
+def test_query_and_files_serve_other_tools(extracted, capsys):
+    answer = extracted.answer("query", "select image_id, count(*) n from features group by 1 order by 1")
     assert answer["columns"] == ["image_id", "n"]
     assert len(answer["rows"]) == 14
-    assert project.spp("files", "features") == 0
+    capsys.readouterr()
+    assert extracted.spp("files", "features") == 0
     paths = capsys.readouterr().out.split()
     assert sum(n for _, n in answer["rows"]) == ds.dataset(paths).count_rows()
-    assert project.spp("query", "select nothing from features") == 2
-    assert project.spp("files", "feature") == 2
+    assert extracted.spp("query", "select nothing from features") == 2
+    assert extracted.spp("files", "feature") == 2
     assert "did you mean 'features'?" in capsys.readouterr().err
 
 
-def test_the_run_record_tells_what_was_asked_and_what_came_of_it(project):
-    assert project.spp("run", *EXTRACT) == 0
-    record = storage.read_run(open_root(str(project.root)))
+def test_the_run_record_tells_what_was_asked_and_what_came_of_it(extracted):
+    record = extracted.record()
     assert (record.name, record.status, record.exit_code) == ("small", "done", 0)
     assert record.config["features"]["scales"] == [96, 160]
     assert record.versions["torch"]
