@@ -19,6 +19,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -142,7 +143,8 @@ def register() -> None:
 
 def install(folder: Path) -> None:
     """Make ``faulty://`` known to every Python that has ``folder`` on its path, as an installed package would."""
+    shutil.copy(__file__, folder)
     described = folder / "faulty_store-1.dist-info"
-    described.mkdir(parents=True)
+    described.mkdir()
     (described / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty-store\nVersion: 1\n")
-    (described / "entry_points.txt").write_text("[fsspec.specs]\nfaulty = tests.faulty_store:FaultyFileSystem\n")
+    (described / "entry_points.txt").write_text("[fsspec.specs]\nfaulty = faulty_store:FaultyFileSystem\n")

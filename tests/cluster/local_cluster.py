@@ -87,6 +87,10 @@ class LocalCluster:
         """A node on which something runs that Ray calls ``worker``."""
         return next((node for node in self.nodes if any(worker in name for name in _titles(node))), None)
 
+    def node_of(self, process: int) -> psutil.Process | None:
+        """The node that a process works for."""
+        return next((node for node in self.nodes if any(child.pid == process for child in node.children())), None)
+
     def _answer(self) -> str:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
