@@ -7,8 +7,9 @@ READY := $(VENV)/.ready
 # Some of the tested versions are not made for Python 3.10, which gets the newest that are.
 TESTED = $$($(PYTHON) -c 'import sys; print("--constraint requirements-tested.txt" if sys.version_info >= (3, 11) else "")')
 
-# Two processes, each with an embedded Ray of its own where it needs one; a file's tests stay together.
-SHARED := --numprocesses 2 --dist loadfile
+# Two processes, each with an embedded Ray of its own where it needs one; a file's tests stay together, and begin
+# in the order in which they are collected.
+SHARED := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-slow test-alone test-all lint bench clean
 .DEFAULT_GOAL := test

@@ -3,7 +3,8 @@
     python -m benchmarks.rcnn [--data DIR] [--images N] [--windows N] [--threads N] [--rounds N] [--json]
 
 AlexNet with random weights, the same for both; real windows, up to 2,000 an image, of those photographs under DIR that
-have most of them (of the first ones by name, four for each that is taken). Same processor, same number of threads.
+have most of them (of the first ones by name, four for each that is taken). Same processor, same number of threads: one
+for the body, on both sides (``pipeline.products``), as many as given for pooling and what comes after it.
 
 R-CNN: ``pipeline.warping``, every window warped to 224 x 224 and through the body, so many at a time as is fastest
 (searched first), its warping (one thread: OpenCV finds too little in a window for two) apart from its conv. Its pool5

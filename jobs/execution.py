@@ -1,4 +1,5 @@
-"""How and where the work runs: the ``execution:`` section, and Ray itself. Nothing here changes any result."""
+"""How and where the work runs: the ``execution:`` section, and Ray itself. Nothing here changes any result, but for
+``train_workers`` and the ``train_threads`` of ``pretrain``, which are then part of the method id."""
 
 from __future__ import annotations
 
@@ -36,13 +37,15 @@ class ExecutionConfig(Settings):
     workers: int | Literal["auto"] = Field("auto")
     """Extraction actors. auto: one per GPU; without GPUs, as many as cores and memory allow."""
     threads: int = Field(1, ge=1)
-    """CPU threads of one extraction actor on a CPU."""
+    """CPU cores of one extraction actor on a CPU, which computes so many images at once, each in one thread. Actors of
+    one core each are as fast; larger ones hold the body's weights once for all their cores."""
     cpus_per_gpu: int = Field(4, ge=1)
     """CPU cores that one extraction actor on a GPU reserves: it decodes and encodes beside the GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: GPUs if the cluster has some."""
     shards_per_actor: int = Field(2, ge=1, le=8)
-    """Shards that an actor has in hand at once, so that one is written while the next is computed."""
+    """Shards that an actor has in hand at once, so that one is written while the next is computed; at least one for
+    each of its ``threads``."""
     decode_threads: int = Field(2, ge=1)
     """Threads of one shard, or of a worker that trains a network, that read and decode images ahead."""
     decode_ahead: int = Field(4, ge=1)
@@ -64,10 +67,11 @@ class ExecutionConfig(Settings):
     """Failed images that a run may have and still exit with code 0."""
     train_workers: int = Field(1, ge=1)
     """Workers that train the head, or a network, together, a GPU each (DistributedDataParallel). One part of the batch
-    is each one's, and so their number changes what is trained as another seed would."""
+    is each one's, and so their number changes what is trained as another seed would, and its method id."""
     train_threads: int | Literal["auto"] = "auto"
     """CPU threads of a worker that trains. auto: 4 beside a GPU, else all cores. Beside a GPU they also decode images,
-    so that ``pretrain`` wants as many as there are cores for it."""
+    so that ``pretrain`` wants as many as there are cores for it. On CPUs their number changes the last digits of what
+    ``pretrain`` trains, and so its method id; auto takes a network that the run has, whatever trained it."""
     checkpoint_seconds: float = Field(300, ge=0)
     """Seconds between two checkpoints of a training; the last two are kept until it is through."""
     shared_fs: bool = False

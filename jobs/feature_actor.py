@@ -1,18 +1,19 @@
 """The extraction actor: it holds a body, and makes one shard of features after another.
 
-Three things run beside each other: threads read and decode images ahead, one thread at a time computes (conv, pool),
-and a writer thread encodes behind. A ring of buffers bounds what is in hand. With two shards at once, one is encoded
-and published while the next is computed.
+Three things run beside each other: threads read and decode images ahead, one thread computes (conv, pool), and a
+writer thread encodes behind. A ring of buffers bounds what is in hand. With two shards at once, one is encoded and
+published while the next is computed. An actor of several cores computes so many images at once, of different shards:
+one image is one thread's, or its map would depend on their number (``pipeline.products``).
 """
 
 from __future__ import annotations
 
 import queue
-import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -38,7 +39,7 @@ from storage.schemas import VECTOR_COLUMN, schema
 from storage.writer import ShardWriter
 
 _BUFFERS = 3
-"""One being filled, one being encoded, one waiting."""
+"""One being filled, one being encoded, one waiting; one more for each further image that is computed at once."""
 
 
 class FeatureActor:
@@ -52,10 +53,13 @@ class FeatureActor:
         config = settings.config
         weights = {name: torch.from_numpy(np.array(values)) for name, values in state.items()}
         body = Body(body_spec(config.body), weights, settings.device)
-        self._extractor = _extractor(body, config, settings.threads)
-        self._compute = threading.Lock()  # the body, and its clock, serve one image at a time
+        self._extractor = _extractor(body, config)
+        at_once = settings.threads if settings.device == "cpu" else 1
+        self._extractors: queue.SimpleQueue[RegionExtractor | WarpExtractor] = queue.SimpleQueue()
+        for _ in range(at_once):
+            self._extractors.put(replace(self._extractor))  # the same body; each serves one image at a time
         self._buffers: queue.SimpleQueue[NDArray[np.float16]] = queue.SimpleQueue()
-        for _ in range(_BUFFERS):
+        for _ in range(_BUFFERS - 1 + at_once):
             self._buffers.put(np.empty((0, self._extractor.dim), np.float16))
 
     def extract(self, work: ExtractShard) -> Commit | None:
@@ -178,10 +182,10 @@ class FeatureActor:
         if isinstance(image, ContentError):
             raise image
         if work.dataset == "windows":
-            assert isinstance(self._extractor, RegionExtractor)
-            with self._computing(clock):
-                scales, windows = self._extractor.windows(boxes, image.shape[0], image.shape[1])
-                maps = self._extractor.conv_maps(image, scales)
+            with self._computing(clock) as extractor:
+                assert isinstance(extractor, RegionExtractor)
+                scales, windows = extractor.windows(boxes, image.shape[0], image.shape[1])
+                maps = extractor.conv_maps(image, scales)
             made = {"scale": pa.array(scales, pa.int32()), "window": window_column(windows)}
             return [_map_rows(given, maps), _window_rows(schema("windows"), given, made)], None
         features, buffer = self._features(image, boxes, clock)
@@ -194,8 +198,8 @@ class FeatureActor:
 
     def _features(self, image: RGB, boxes: Boxes, clock: PhaseClock) -> tuple[RegionFeatures, NDArray[np.float16]]:
         """Features of one image, and the buffer of the ring that their vectors lie in; it must be put back."""
-        with self._buffer(len(boxes), clock) as buffer, self._computing(clock):
-            return self._extractor(image, boxes, out=buffer), buffer
+        with self._buffer(len(boxes), clock) as buffer, self._computing(clock) as extractor:
+            return extractor(image, boxes, out=buffer), buffer
 
     @contextmanager
     def _buffer(self, count: int, clock: PhaseClock) -> Iterator[NDArray[np.float16]]:
@@ -211,15 +215,15 @@ class FeatureActor:
             raise
 
     @contextmanager
-    def _computing(self, clock: PhaseClock) -> Iterator[None]:
-        """The body is ours, and counts its seconds for us."""
+    def _computing(self, clock: PhaseClock) -> Iterator[RegionExtractor | WarpExtractor]:
+        """An extractor that is ours, and counts its seconds for us."""
         with clock.phase("wait"):
-            self._compute.acquire()
+            extractor = self._extractors.get()
         try:
-            self._extractor.clock = clock
-            yield
+            extractor.clock = clock
+            yield extractor
         finally:
-            self._compute.release()
+            self._extractors.put(extractor)
 
     def _encode(
         self,
@@ -238,9 +242,9 @@ class FeatureActor:
                 self._buffers.put(buffer)
 
 
-def _extractor(body: Body, config: FeaturesConfig, threads: int) -> RegionExtractor | WarpExtractor:
+def _extractor(body: Body, config: FeaturesConfig) -> RegionExtractor | WarpExtractor:
     if config.source == "warp":
-        return WarpExtractor(body, levels=config.pyramid, threads=threads)
+        return WarpExtractor(body, levels=config.pyramid)
     return RegionExtractor(
         body,
         scales=config.scales,
@@ -248,7 +252,6 @@ def _extractor(body: Body, config: FeaturesConfig, threads: int) -> RegionExtrac
         mapping=config.mapping,
         levels=config.pyramid,
         max_scaled_pixels=config.max_scaled_pixels,
-        threads=threads,
     )
 
 

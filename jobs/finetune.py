@@ -166,13 +166,15 @@ def head_method(
     record: RunRecord,
     class_names: Sequence[str],
     annotated: Mapping[str, str],
+    workers: int,
 ) -> str:
     """The method id of ``head``: of the fine-tuned one, or (``config`` None) of that which fine-tuning starts from.
 
-    ``annotated``: training image to a digest of it and its objects. StorageError, naming the verb, if the recorded
-    training windows are not those that they should be.
+    ``annotated``: training image to a digest of it and its objects. ``workers`` that train it together: each has its
+    own part of every mini-batch. StorageError, naming the verb, if the recorded training windows are not those that
+    they should be.
     """
-    values = {"head": head.identity(), "finetune": config.training() if config else None}
+    values: dict[str, Any] = {"head": head.identity(), "finetune": config.training() if config else None}
     extracted = dataset_record(record, "truth_features")
     also = [extracted.method, extracted.classifier, digest(canonical_json(list(class_names)))]
     if config is None:
@@ -184,4 +186,6 @@ def head_method(
             f"are now; `spp finetune` makes them"
         )
     also.append(digest(canonical_json(dict(sorted(annotated.items())))))
+    if workers > 1:
+        values["workers"] = workers
     return reduce_method("finetune", VERSION, values, [windows], also)

@@ -44,7 +44,8 @@ def finetune(
         record.datasets.pop("training_windows", None)
     names = tuple(index.class_names())
     annotated = object_digests(index, config.dataset.train_splits)
-    method = head_method(config.head, config.finetune if fine else None, record, names, annotated)
+    workers = config.execution.train_workers
+    method = head_method(config.head, config.finetune if fine else None, record, names, annotated, workers)
     hold(root, record, [f"{name}/{method}" for name in ("head", "training_curve", "checkpoints")])
     if done_already(root, "finetune", "head", method) is None:
         _make_head(invocation, record, body, names, method, session.ready(), fine)

@@ -20,6 +20,7 @@ from jobs.image_features import layer_vectors
 from jobs.labels import ImageLabels
 from pipeline.classification import Split, class_accuracies, image_ap, products
 from pipeline.phases import PhaseClock
+from pipeline.products import one_thread
 from pipeline.svm import LinearSvcSolver, SvmFit, SvmProblem, solve_products
 from storage.root import Root
 from storage.schemas import schema
@@ -141,7 +142,8 @@ class _OfProducts(_Machine):
             seed=config.seed,
             threads=self._work.threads,
         )
-        across = self._gram[np.ix_(given.test, given.train)] @ coefficients.astype(np.float32)
+        with one_thread():
+            across = self._gram[np.ix_(given.test, given.train)] @ coefficients.astype(np.float32)
         return across + problem.bias**2 * coefficients.sum(axis=0), int((sweeps >= most).sum())
 
 
@@ -172,7 +174,8 @@ class _OfVectors(_Machine):
             del examples
         fits = [by_column[column] for column in range(given.positive.shape[1])]
         weights = np.stack([fit.weight for fit in fits], axis=1).astype(np.float32)
-        products = np.concatenate([part.astype(np.float32) @ weights for part in self._blocks(given.test)])
+        with one_thread():
+            products = np.concatenate([part.astype(np.float32) @ weights for part in self._blocks(given.test)])
         biases = np.array([fit.bias for fit in fits])
         return products / self._norms[given.test, None] + biases, sum(not fit.converged for fit in fits)
 

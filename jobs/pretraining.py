@@ -25,7 +25,7 @@ from jobs.network_training import (
     stored_network,
     train_network,
 )
-from jobs.pretrain import pretrain_method
+from jobs.pretrain import examples_digests, pretrain_method
 from jobs.printing import print_table
 from jobs.recording import begin, make_index, recorded, say
 from jobs.reduce import done_already
@@ -44,6 +44,8 @@ from storage.runs import RunRecord, check_run_name, dataset_record, hold
 from storage.scan import file_metadata
 
 _DATASETS = ("pretraining_curve", "network")
+_MOST_THREADS = 512
+"""That a network of an earlier command may have been trained with."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def pretrain(invocation: Invocation) -> RunRecord:
         local["dataset.path"] = config.dataset.path
     with RaySession(config.execution, local) as session, recorded(root, record):
         data = _data(config, make_index(invocation, record))
-        method = pretrain_method(config.pretrain, config.features, data.class_names, data.digests)
+        method = _method(config, record, data, session)
         hold(root, record, [f"{name}/{method}" for name in (*_DATASETS, "checkpoints")])
         if done_already(root, "pretrain", "network", method) is None:
             _train(invocation, spec, data, method, session.ready())
@@ -96,6 +98,24 @@ def _body(config: RunConfig) -> BodySpec:
         return body_spec(config.features.body)
     except UnsuitableBodyError as error:
         raise UsageError(f"features.body: {error}") from error
+
+
+def _method(config: RunConfig, record: RunRecord, data: _Data, session: RaySession) -> str:
+    """The method id of the network. ``execution.train_threads: auto`` takes the one that the run has, however many
+    threads of a CPU trained it, before it trains one with as many as there are now."""
+    execution = config.execution
+    examples = examples_digests(data.class_names, data.digests)
+
+    def method(threads: int) -> str:
+        return pretrain_method(config.pretrain, config.features, examples, execution.train_workers, threads)
+
+    if execution.train_threads == "auto" and "network" in record.datasets:
+        there = record.datasets["network"].method
+        if there in map(method, range(1, _MOST_THREADS + 1)):
+            return there
+    resources = session.ready()
+    on_gpu = resources.use_gpus(execution)
+    return method(1 if on_gpu else training_threads(execution, resources, on_gpu))
 
 
 def _check_shares(config: RunConfig) -> None:

@@ -153,7 +153,8 @@ def reduce_method_of(stage: str, config: RunConfig, record: RunRecord, index: In
     if stage == "finetune":
         finetune = config.finetune if config.finetunes else None
         annotated = object_digests(index, config.dataset.train_splits)
-        return head_method(config.head, finetune, record, index.class_names(), annotated)
+        workers = config.execution.train_workers
+        return head_method(config.head, finetune, record, index.class_names(), annotated, workers)
     if stage == "embed":
         return embed_method(config.svm.layer, record, index.images_in(config.dataset.train_splits))
     if stage == "train-svm":

@@ -124,10 +124,10 @@ class WindowActor(FeatureActor):
         """The rows of an image, and the buffer of the ring that their vectors lie in."""
         drawn, boxes = chosen.drawn, chosen.boxes
         plain = int(np.count_nonzero(~drawn.flipped))
-        with self._buffer(len(boxes), clock) as buffer, self._computing(clock):
-            first = self._extractor(image, boxes[:plain], out=buffer, scales=drawn.scales[:plain])
+        with self._buffer(len(boxes), clock) as buffer, self._computing(clock) as extractor:
+            first = extractor(image, boxes[:plain], out=buffer, scales=drawn.scales[:plain])
             other = np.ascontiguousarray(image[:, ::-1])
-            second = self._extractor(
+            second = extractor(
                 other, mirrored(boxes[plain:], image.shape[1]), out=buffer[plain:], scales=drawn.scales[plain:]
             )
         names = [work.class_names[label - 1] if label else None for label in chosen.labels]

@@ -145,6 +145,8 @@ def actor_crew(
     # arrays, since Ray shares their memory between the actors of a node
     state = ray.put({name: values.numpy() for name, values in body.state.items()})
 
+    hands = execution.shards_per_actor if on_gpu else max(execution.shards_per_actor, execution.threads)
+
     def size() -> int:
         return session.resources().actors(execution, on_gpu)
 
@@ -163,7 +165,7 @@ def actor_crew(
             num_gpus=1 if on_gpu else 0,
             max_restarts=0,
             max_task_retries=0,
-            max_concurrency=execution.shards_per_actor,
+            max_concurrency=hands,
             scheduling_strategy="SPREAD" if on_gpu else "DEFAULT",
         ).remote(settings, state, *shared)
 
@@ -172,7 +174,7 @@ def actor_crew(
         method,
         size=size,
         beside=beside,
-        hands=execution.shards_per_actor,
+        hands=hands,
         needs=in_words(cores(), 1 if on_gpu else 0),
         max_deaths=execution.max_deaths,
     )

@@ -20,6 +20,7 @@ from scipy.linalg import LinAlgError, blas, cho_factor, cho_solve
 
 from pipeline.boxes import Boxes, clip, iou
 from pipeline.labels import Classes, Mask
+from pipeline.products import one_thread
 
 Form = Literal["primal", "dual"]
 Float64 = NDArray[np.float64]
@@ -140,8 +141,9 @@ class Regressor:
             raise ValueError(f"this regressor takes vectors of length {dim}, got an array of shape {features.shape}")
         whitened = np.empty((len(features), 4))
         weights = self.weights.T.astype(np.float64)
-        for rows, block in _row_blocks(features, scale):
-            whitened[rows] = block @ weights
+        with one_thread():
+            for rows, block in _row_blocks(features, scale):
+                whitened[rows] = block @ weights
         return self.unwhiten(whitened + self.bias)
 
     def unwhiten(self, whitened: Float64) -> Float64:
@@ -200,10 +202,11 @@ def fit(
     if not np.isfinite(deltas).all():
         raise ValueError("deltas must be finite")
     mean = deltas.mean(axis=0)
-    whitening, unwhitening = _whitening(deltas - mean)
-    targets = (deltas - mean) @ whitening
     solve = _solve_dual if (form or _smaller_form(*features.shape)) == "dual" else _solve_primal
-    weights, bias = solve(features, targets, ridge, scale)
+    with one_thread():
+        whitening, unwhitening = _whitening(deltas - mean)
+        targets = (deltas - mean) @ whitening
+        weights, bias = solve(features, targets, ridge, scale)
     return Regressor(weights, bias, mean, whitening, unwhitening)
 
 

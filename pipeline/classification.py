@@ -14,13 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.linalg import blas
 
 from pipeline.evaluation import ClassResult, MatchedClass, measure
+from pipeline.products import share_out
 
 _COLUMNS = 4096
 """Of the vectors that are multiplied at a time: float32 copies of so many are held."""
+
+_ROWS = 256
+"""Of the products that are computed at a time, by one thread."""
 
 
 class SplitError(ValueError):
@@ -87,19 +91,27 @@ def products(vectors: NDArray[np.float16]) -> NDArray[np.float32]:
     ``N * 4096 * 4`` bytes.
     """
     count, dim = vectors.shape
-    gram = np.zeros((count, count), np.float32, order="F")
+    gram = np.zeros((count, count), np.float32)
+    strips = range(0, count, _ROWS)
     for first in range(0, dim, _COLUMNS):
-        part = np.asarray(vectors[:, first : first + _COLUMNS], np.float32, order="C")
-        gram = blas.ssyrk(1.0, part.T, beta=1.0, c=gram, trans=1, lower=0, overwrite_c=1)
-    for row in range(count):
-        gram[row + 1 :, row] = gram[row, row + 1 :]
+        part = torch.from_numpy(np.asarray(vectors[:, first : first + _COLUMNS], np.float32, order="C"))
+
+        def add(start: int, part: torch.Tensor = part) -> None:
+            right_of = torch.from_numpy(gram[start : start + _ROWS, start:])  # the diagonal and what is right of it
+            right_of.addmm_(part[start : start + _ROWS], part[start:].T)
+
+        share_out(add, strips)
     norms = np.sqrt(np.einsum("ii->i", gram))
     if not np.isfinite(norms).all():
         raise ValueError("the vectors' squares are beyond float32; features this large are no features of images")
     scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-    for column in range(count):
-        gram[:, column] *= scale * scale[column]
-    return np.ascontiguousarray(gram.T)  # symmetric: a transpose is the same matrix, and needs no copy
+    for start in strips:
+        strip = gram[start : start + _ROWS, start:]
+        strip *= scale[start : start + _ROWS, None] * scale[start:]
+        square, rest = strip[:, :_ROWS], strip[:, _ROWS:]
+        square[:] = np.triu(square) + np.triu(square, 1).T
+        gram[start + _ROWS :, start : start + _ROWS] = rest.T
+    return gram
 
 
 def class_accuracies(named: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.classifier import Classifier, State, level_columns, over_array, to_bin_major
+from pipeline.products import Linear, one_thread, product
 from pipeline.pyramid import bin_count
 
 Layer = Literal["fc6", "fc7", "fc8"]
@@ -25,7 +26,7 @@ SIZES = (4096, 4096)
 
 _BLOCK = 128
 """Rows that go through the head at a time, always so many: another number may be summed in another order, and the
-layers of a window would depend on its neighbours."""
+layers of a window would depend on its neighbours. Threads share out the columns (``pipeline.products``)."""
 
 FC8_DEVIATION = 0.01
 """Of fc8's first weights (paper 4.2: "a zero-mean Gaussian of sigma 0.01")."""
@@ -164,11 +165,13 @@ def truncated(layer: nn.Module, rank: int) -> nn.Module:
     rows, columns = weight.shape
     if rank * (rows + columns) >= rows * columns:
         return layer
-    _, vectors = torch.linalg.eigh(weight @ weight.T if rows <= columns else weight.T @ weight)
+    square = product(weight, weight.T) if rows <= columns else product(weight.T, weight)
+    with one_thread():
+        _, vectors = torch.linalg.eigh(square)
     top = vectors[:, -rank:].flip(1)  # (out, rank), or (in, rank): an orthonormal basis, the largest value first
-    before = nn.Linear(columns, rank, bias=False, device="meta").requires_grad_(False)
-    after = nn.Linear(rank, rows, bias=layer.bias is not None, device="meta").requires_grad_(False)
-    left, right = (top, top.T @ weight) if rows <= columns else (weight @ top, top.T)
+    before = Linear(columns, rank, bias=False, device="meta").requires_grad_(False)
+    after = Linear(rank, rows, bias=layer.bias is not None, device="meta").requires_grad_(False)
+    left, right = (top, product(top.T, weight)) if rows <= columns else (product(weight, top), top.T)
     before.load_state_dict({"weight": right.float()}, assign=True)
     biases = {} if layer.bias is None else {"bias": layer.bias.detach()}
     after.load_state_dict({"weight": left.float().contiguous(), **biases}, assign=True)
@@ -222,7 +225,7 @@ class Embedder:
 def _empty(dim: int, sizes: Sequence[int], outputs: int, scale: float, dropout: float) -> Head:
     """A head without values, which spares filling some hundred megabytes twice."""
     fc6, fc7 = sizes
-    layers = [nn.Linear(*shape, device="meta") for shape in ((dim, fc6), (fc6, fc7), (fc7, outputs))]
+    layers = [Linear(*shape, device="meta") for shape in ((dim, fc6), (fc6, fc7), (fc7, outputs))]
     return Head(*(layer.to_empty(device="cpu") for layer in layers), scale=scale, dropout=dropout)
 
 
@@ -232,7 +235,7 @@ def _layer_of(state: State, name: str) -> nn.Module:
     layers = []
     for part in parts:
         rows, columns = state[f"{part}.weight"].shape
-        layers.append(nn.Linear(columns, rows, bias=f"{part}.bias" in state, device="meta"))
+        layers.append(Linear(columns, rows, bias=f"{part}.bias" in state, device="meta"))
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.augmentation import CENTRE, FIVE, SHORT_SIDE, SMALL_SIDE, Choice, Place, at_short_side, corner, shown
 from pipeline.images import RGB
+from pipeline.products import share_out
 from pipeline.spp_network import SIDE, SppNetwork, pyramid_pool
 from pipeline.windows import Mapping, map_windows
 
@@ -47,14 +48,22 @@ def score_views(
 ) -> NDArray[np.float32]:
     """The mean of the class probabilities over one kind of view: float32 (N, classes) of N images.
 
-    The network is to be in evaluation mode. ``mapping``: from windows to cells, see ``pipeline.windows``. Raises
+    The network is to be in evaluation mode. On a CPU threads share out the images, so that what is said of one hangs
+    on no other; on a GPU crops go in batches. ``mapping``: from windows to cells, see ``pipeline.windows``. Raises
     InputSizeError for a view that a network without SPP cannot take.
     """
-    if view in ("1-crop", "1-crop-180", "10-crop"):
+    if view in ("1-crop", "1-crop-180", "10-crop") and network.mean.device.type != "cpu":
         return _of_crops(network, images, view)
-    score = _of_scales if view == "multi" else _of_full
-    found = [score(network, image, view, mapping) for image in images]
-    return np.stack(found) if found else np.empty((0, _classes(network)), np.float32)
+    found = np.empty((len(images), _classes(network)), np.float32)
+
+    def score(row: int) -> None:
+        if view in ("1-crop", "1-crop-180", "10-crop"):
+            found[row] = _of_crops(network, images[row : row + 1], view)[0]
+        else:
+            found[row] = (_of_scales if view == "multi" else _of_full)(network, images[row], view, mapping)
+
+    share_out(score, range(len(images)))
+    return found
 
 
 @torch.inference_mode()

@@ -1,10 +1,12 @@
-"""Linear scores of feature vectors: all windows against all classes in one matrix product."""
+"""Linear scores of feature vectors: all windows against all classes in one matrix product (``pipeline.products``)."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from pipeline.products import share_out
 
 _BLOCK = 64
 """Rows converted to float32 at a time: they stay in the processor's cache until they are multiplied."""
@@ -46,15 +48,21 @@ class LinearScorer:
         if vectors.ndim != 2 or vectors.shape[1] != dim:
             raise ValueError(f"the weights are for vectors of length {dim}, got an array of shape {vectors.shape}")
         scores = np.empty((len(vectors), lanes), np.float32)
-        target = torch.from_numpy(scores)
-        rounded = torch.zeros((_BLOCK, dim), dtype=torch.float16)  # torch takes no array that may not be written to
-        block = torch.zeros((_BLOCK, dim), dtype=torch.float32)
-        for start in range(0, len(vectors), _BLOCK):
-            part = vectors[start : start + _BLOCK]
-            rounded.numpy()[: len(part)] = part
-            block[: len(part)].copy_(rounded[: len(part)])
-            # always a whole block: another number of rows may be summed in another order
-            target[start : start + _BLOCK] = torch.mm(block, self._weights)[: len(part)]
+        starts = np.arange(0, len(vectors), _BLOCK)
+
+        def score(starts: NDArray[np.int64]) -> None:
+            target = torch.from_numpy(scores)
+            rounded = torch.zeros((_BLOCK, dim), dtype=torch.float16)  # torch takes no array that may not be written to
+            block = torch.zeros((_BLOCK, dim), dtype=torch.float32)
+            for start in starts.tolist():
+                part = vectors[start : start + _BLOCK]
+                rounded.numpy()[: len(part)] = part
+                block[: len(part)].copy_(rounded[: len(part)])
+                # always a whole block: another number of rows may be summed in another order
+                target[start : start + _BLOCK] = torch.mm(block, self._weights)[: len(part)]
+
+        # a run of blocks for each thread, as each needs buffers
+        share_out(score, np.array_split(starts, min(len(starts), torch.get_num_threads()) or 1))
         return scores[:, : self.classes] + self._biases
 
 

@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
+from pipeline.products import one_thread
+
 
 @dataclass(frozen=True)
 class SvmProblem:
@@ -93,18 +95,19 @@ class GramSolver:
 
     def fit(self, features: NDArray[np.floating], positive: NDArray[np.bool_], problem: SvmProblem) -> SvmFit:
         _check_kinds(positive)
-        gram = features @ features.T
-        if not np.isfinite(np.einsum("ii->i", gram)).all():
-            raise ValueError("features must be finite, and their squares too")
-        gram += np.float32(problem.bias**2)
-        signs = np.where(positive, 1.0, -1.0)
-        most = np.where(positive, problem.C * problem.positive_weight, problem.C)
-        alphas, iterations = _descend(gram, signs, most, self.tolerance, self.max_iterations, self.seed)
-        coefficients = alphas * signs
-        weight = (coefficients.astype(features.dtype) @ features).astype(np.float64)
-        bias = problem.bias**2 * float(coefficients.sum())
-        scores = (features @ weight.astype(features.dtype)).astype(np.float64) + bias
-        parts = objective(weight, bias, scores, positive, problem)
+        with one_thread():
+            gram = features @ features.T
+            if not np.isfinite(np.einsum("ii->i", gram)).all():
+                raise ValueError("features must be finite, and their squares too")
+            gram += np.float32(problem.bias**2)
+            signs = np.where(positive, 1.0, -1.0)
+            most = np.where(positive, problem.C * problem.positive_weight, problem.C)
+            alphas, iterations = _descend(gram, signs, most, self.tolerance, self.max_iterations, self.seed)
+            coefficients = alphas * signs
+            weight = (coefficients.astype(features.dtype) @ features).astype(np.float64)
+            bias = problem.bias**2 * float(coefficients.sum())
+            scores = (features @ weight.astype(features.dtype)).astype(np.float64) + bias
+            parts = objective(weight, bias, scores, positive, problem)
         return SvmFit(weight, bias, scores, parts, iterations, iterations < self.max_iterations)
 
     def most_rows(self, memory: int, dim: int) -> int:
@@ -178,13 +181,13 @@ class LinearSvcSolver:
             max_iter=self.max_iterations,
             random_state=self.seed,
         )
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), one_thread():  # liblinear takes its products of vectors from SciPy's BLAS
             warnings.simplefilter("ignore", ConvergenceWarning)  # told by ``converged``
             svc.fit(features, positive)
-        weight, bias = svc.coef_[0], float(svc.intercept_[0])
-        scores = features @ weight + bias
-        iterations = int(np.max(svc.n_iter_))
-        parts = objective(weight, bias, scores, positive, problem)
+            weight, bias = svc.coef_[0], float(svc.intercept_[0])
+            scores = features @ weight + bias
+            iterations = int(np.max(svc.n_iter_))
+            parts = objective(weight, bias, scores, positive, problem)
         return SvmFit(weight, bias, scores, parts, iterations, iterations < self.max_iterations)
 
     def most_rows(self, memory: int, dim: int) -> int:

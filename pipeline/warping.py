@@ -89,7 +89,8 @@ class WarpExtractor:
     body : on its device. Boxes are warped to its ``spec.input_size``.
     levels : of the spatial pyramid over the whole map, in the order of the vector.
     context : pixels around the box in the warped frame.
-    batch : boxes that pass the body together. Another number may change the last digit of a map's values.
+    batch : boxes that pass the body together, always so many: the last few of an image have blank ones beside them, as
+        another number may change the last digit of a map's values.
     threads : of the pooling on a CPU.
     clock : where the seconds of the phases ``warp``, ``conv`` and ``pool`` are counted.
     """
@@ -97,7 +98,7 @@ class WarpExtractor:
     body: Body
     levels: Sequence[int] = pyramid.LEVELS
     context: int = CONTEXT
-    batch: int = 64
+    batch: int = 32
     threads: int = 1
     clock: PhaseClock = field(default_factory=PhaseClock)
 
@@ -140,12 +141,12 @@ class WarpExtractor:
         size = self.body.spec.input_size
         # the maps of a batch are pooled as one, whose rows must be numbers of int16
         batch = min(self.batch, np.iinfo(np.int16).max // self._cells)
-        frames = np.empty((min(batch, len(boxes)), size, size, 3), np.uint8)
+        frames = np.zeros((batch if len(boxes) else 0, size, size, 3), np.uint8)
         for start in range(0, len(boxes), batch):
             part = slice(start, start + batch)
             with self.clock.phase("warp"):
-                warped = warp_all(image, boxes[part], size, self.context, self.fill, out=frames)
-            maps = self._conv_maps(warped)
+                warp_all(image, boxes[part], size, self.context, self.fill, out=frames)
+            maps = self._conv_maps(frames)[: len(boxes[part])]
             with self.clock.phase("pool"):
                 self._pool(maps, windows[part], vectors[part])
         return RegionFeatures(scales, windows, vectors)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,12 @@ def link_tree(source: Path, target: Path) -> None:
 
 @dataclass
 class Project:
-    """A data set in VOC layout, a config and a root: a folder, or the URL of one with ``storage_options`` to open it.
+    """A data set, a config and a root: a folder, or the URL of one with ``storage_options`` to open it.
 
-    Its run has the name of the config's file.
+    Its run has the name of the config's file. ``data``: None where the test has the data set in hand itself.
     """
 
-    data: VocFolder
+    data: VocFolder | None
     config: Path
     root: Path | str
     storage_options: dict[str, Any] = field(default_factory=dict)
@@ -140,11 +140,13 @@ class Project:
         (key,) = storage.manifest.read_manifest(self.place(), dataset, entry.method, entry.manifest).keys
         return read_tensors(self.place(), key)
 
-    def clone(self, folder: Path) -> Project:
+    def clone(self, folder: Path, without: Collection[str] = ()) -> Project:
         """A project in ``folder`` with the same runs, that can be changed: a data set and a root of its own.
 
-        Its data set is at another place, which makes its table of images a new one, and nothing else.
+        Its data set is at another place, which makes its table of images a new one, and nothing else. Of the datasets
+        ``without`` nothing is there: they are made again, and what follows from them.
         """
+        assert self.data is not None
         data = VocFolder(folder / "data")
         shutil.copytree(self.data.path, data.path, dirs_exist_ok=True)
         sections = yaml.safe_load(self.config.read_text())
@@ -152,6 +154,8 @@ class Project:
         config = folder / self.config.name
         config.write_text(yaml.safe_dump(sections))
         link_tree(self.folder, folder / "root")
+        for dataset in without:
+            shutil.rmtree(folder / "root" / dataset)
         cloned = Project(data, config, folder / "root", self.storage_options)
         assert cloned.spp("index") == 0
         return cloned

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.images import RGB
+from pipeline.products import one_thread
 from pipeline.receptive_field import Geometry, Layer, geometry, map_length, smallest_input
 from pipeline.windows import scaled_size
 
@@ -104,11 +106,14 @@ class BodySpec:
 class Body:
     """A body with weights, on a device, ready for inference.
 
+    On a CPU a batch passes it in one thread, since the 1 x 1 convolutions of most bodies are summed differently by
+    several (``pipeline.products``); several threads may use one body at once, for batches of their own.
+
     Parameters
     ----------
     spec : what to build.
     state : its parameters and buffers, by name.
-    device : a torch device name. Determinism: the same device and thread count give the same bits.
+    device : a torch device name. Determinism: the same device and kind of processor give the same bits.
     """
 
     def __init__(self, spec: BodySpec, state: State, device: str = "cpu") -> None:
@@ -118,6 +123,9 @@ class Body:
         network.load_state_dict(dict(state))
         network = spec.fuse(network.eval())
         self._network = network.to(self.device).to(memory_format=torch.channels_last)
+        self._asked = threading.local()  # layers of this thread's pass
+        for name, path in spec.taps.items():
+            self._network.get_submodule(path).register_forward_hook(self._keeping(name))
         self._mean = torch.tensor(spec.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1)
 
@@ -151,7 +159,8 @@ class Body:
     @torch.inference_mode()
     def conv_maps_of(self, batch: torch.Tensor) -> torch.Tensor:
         """The whole maps of preprocessed images, (B, 3, h, w): float32 (B, channels, height, width)."""
-        return self._network(batch)
+        with self._alone():
+            return self._network(batch)
 
     @torch.inference_mode()
     def layers_of(self, batch: torch.Tensor, names: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -161,28 +170,31 @@ class Body:
 
         Raises UnsuitableBodyError for a layer that the body does not offer.
         """
-        found: dict[str, torch.Tensor] = {}
         wanted = list(names)
         for name in wanted:
             self.spec.channels_of(name)
-        with ExitStack() as hooks:
-            for name in wanted:
-                if name != self.spec.last:
-                    module = self._network.get_submodule(self.spec.taps[name])
-                    hooks.callback(module.register_forward_hook(_keeping(name, found)).remove)
-            conv_map = self._network(batch)
-        if self.spec.last in wanted:
+        found: dict[str, torch.Tensor | None] = dict.fromkeys(wanted)
+        self._asked.layers = found
+        try:
+            conv_map = self.conv_maps_of(batch)
+        finally:
+            del self._asked.layers
+        if self.spec.last in found:
             found[self.spec.last] = conv_map
-        return {name: found[name] for name in wanted}
+        return {name: values for name, values in found.items() if values is not None}
 
+    def _alone(self) -> AbstractContextManager[None]:
+        return one_thread() if self.device.type == "cpu" else nullcontext()
 
-def _keeping(name: str, found: dict[str, torch.Tensor]) -> Callable[[nn.Module, object, torch.Tensor], None]:
-    """A forward hook that puts what its module gives into ``found``."""
+    def _keeping(self, name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
+        """A forward hook that keeps what its module gives, where this thread has asked for it."""
 
-    def keep(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
-        found[name] = output
+        def keep(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+            layers = getattr(self._asked, "layers", {})
+            if name in layers:
+                layers[name] = output
 
-    return keep
+        return keep
 
 
 def network_input(

@@ -20,14 +20,16 @@ Begin = Callable[..., Command]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _the_faulty_store_is_installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every process that a test starts, and what comes of it, knows the faulty store."""
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every process that a test starts, and what comes of it, knows the faulty store; and Ray does not let workers give
+    way to everything else on the machine."""
     faulty_store.register()
     folder = tmp_path_factory.mktemp("installed")
     faulty_store.install(folder)
     path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        patch.setenv("RAY_worker_niceness", "0")
         yield
 
 

@@ -3,49 +3,29 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
-import yaml
 
-import storage
 from jobs.config import load_config
 from pipeline.svm import GramSolver
-from tests.integration.conftest import Project
-from tests.voc_folder import small_data_set
+from tests.project import Project, last_json
 
 MODELS = ("svms", "regressors", "detections", "metrics")
 
 
-def table(root: Path, dataset: str, run: str | None = None) -> pa.Table:
-    """All rows, in an order that does not depend on files."""
-    found = storage.open(str(root), dataset, run).to_table()
-    keys = [name for name in ("image_id", "class_name") if name in found.column_names]
-    return found.sort_by([(key, "ascending") for key in keys] + ([("score", "descending")] if "score" in keys else []))
-
-
-def last_json(capsys) -> dict:
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Project:
-    """A finished run over conv maps, which tests read or add runs to."""
-    folder = tmp_path_factory.mktemp("trained")
-    data = small_data_set(folder / "data", 14, 8)
-    config = folder / "small.yaml"
-    sections = {
-        "dataset": {"path": str(folder / "data")},
-        "proposals": {"max_per_image": 60, "min_side": 10},
-        "features": {"body": "alexnet", "weights": "random", "scales": [128], "store": "maps"},
-        "execution": {"progress_seconds": 1, "backoff": 0.1},
-    }
-    config.write_text(yaml.safe_dump(sections))
-    project = Project(data, config, folder / "root")
+def trained(tuned, tmp_path_factory) -> Project:
+    """A finished run over conv maps with SVMs on pool5, which tests read or add runs to."""
+    project = tuned.clone(tmp_path_factory.mktemp("trained"))
+    project.change_config(svm={"layer": "pool5"})
     assert project.spp("run") == 0
     return project
+
+
+def beside(project: Project, root) -> Project:
+    """The same data set and config with another root."""
+    return Project(project.data, project.config, root)
 
 
 def test_a_run_ends_with_the_average_precision_of_every_class(trained, capsys):
@@ -67,27 +47,28 @@ def test_the_same_command_again_makes_nothing(trained):
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["vectors", "maps"])
 def test_a_second_root_gives_the_same_metrics_from_either_store(trained, tmp_path, store):
-    assert trained.spp("run", "--set", f"features.store={store}", root=tmp_path / "root") == 0
+    other = beside(trained, tmp_path / "root")
+    assert other.spp("run", "--set", f"features.store={store}") == 0
     for name in MODELS:
-        assert table(tmp_path / "root", name).equals(table(trained.root, name, "small")), name
+        assert other.table(name).equals(trained.table(name)), name
 
 
 @pytest.mark.slow
 def test_streamed_features_give_the_same_detections_and_are_not_stored(trained, tmp_path):
-    root = tmp_path / "root"
-    assert trained.spp("run", "--set", "detect.source=stream", root=root) == 0
+    other = beside(trained, tmp_path / "root")
+    assert other.spp("run", "--set", "detect.source=stream") == 0
     for name in MODELS:
-        assert table(root, name).equals(table(trained.root, name, "small")), name
+        assert other.table(name).equals(trained.table(name)), name
     tests = {f"im-{number:03d}" for number in range(14, 22)}
-    assert not tests & set(storage.open(str(root), "windows").to_table(columns=["image_id"])["image_id"].to_pylist())
-    assert trained.spp("verify", root=root) == 0
+    assert not tests & set(other.table("windows")["image_id"].to_pylist())
+    assert other.spp("verify") == 0
 
 
 def test_no_ground_truth_box_is_ever_a_detection_candidate(trained):
-    proposals = table(trained.root, "proposals", "small")
+    proposals = trained.table("proposals")
     plain = ("--set", "detect.regress=false", "--run", "plain")
     assert trained.spp("run", *plain) == 0
-    detections = table(trained.root, "detections", "plain")
+    detections = trained.table("detections", "plain")
     rows = [detections.select(["image_id", "box"]), proposals.select(["image_id", "box"])]
     found, proposed = ({(row["image_id"], *row["box"].values()) for row in part.to_pylist()} for part in rows)
     assert found
@@ -109,7 +90,7 @@ def test_a_change_runs_what_depends_on_it_and_nothing_before(trained, capsys):
 
 
 def test_every_negative_is_counted_and_no_window_stands_twice_in_a_history(trained):
-    for row in table(trained.root, "svms", "small").to_pylist():
+    for row in trained.table("svms").to_pylist():
         last = row["history"][-1]
         assert row["positives"] == last["positives"]
         assert row["negatives"] <= last["negatives"]
@@ -122,7 +103,7 @@ def test_every_negative_is_counted_and_no_window_stands_twice_in_a_history(train
 @pytest.mark.slow
 def test_until_stable_leaves_no_violator_and_the_objective_is_that_of_all_windows(trained):
     assert trained.spp("run", "--set", "svm.passes=until_stable", "--run", "stable") == 0
-    for row in table(trained.root, "svms", "stable").to_pylist():
+    for row in trained.table("svms", "stable").to_pylist():
         assert row["violators"] == 0
         assert row["objective_all"] == pytest.approx(row["objective"], rel=1e-3)
 
@@ -133,7 +114,7 @@ def test_caps_bound_the_caches_and_what_they_keep_out_is_counted(trained):
     capped = ("--set", f"svm.fit_memory_mb={memory}", "--set", "svm.start_negatives=20", "--run", "capped")
     assert trained.spp("train-svm", "--run", "capped") == 2  # there is no such run yet
     assert trained.spp("run", "--until", "train-svm", *capped) == 0
-    rows = table(trained.root, "svms", "capped").to_pylist()
+    rows = trained.table("svms", "capped").to_pylist()
     for row in rows:
         assert all(fit["positives"] + fit["negatives"] <= room for fit in row["history"])
     assert sum(row["left_out"] for row in rows) > 0
@@ -156,7 +137,7 @@ def test_detections_are_written_for_other_tools_and_read_back_to_the_same_ap(tra
     theirs = last_json(capsys)
     assert theirs["map_11"] == pytest.approx(ours["map_11"], abs=1e-9)
     rows = json.loads(coco.read_text())
-    assert len(rows) == len(table(trained.root, "detections", "small"))
+    assert len(rows) == len(trained.table("detections"))
     assert json.loads((tmp_path / "coco.categories.json").read_text())[0] == {"id": 1, "name": "slab"}
 
 
@@ -171,10 +152,9 @@ def test_result_files_that_do_not_fit_the_data_set_are_refused(trained, tmp_path
 
 
 @pytest.mark.slow
-def test_shuffled_test_annotations_leave_the_detections_unchanged(make_project, tmp_path):
-    project = make_project()
-    assert project.spp("run") == 0
-    before = table(project.root, "detections")
+def test_shuffled_test_annotations_leave_the_detections_unchanged(finished, tmp_path):
+    project = finished.clone(tmp_path)
+    before = project.table("detections")
     tests = [f"im-{number:03d}" for number in range(9, 14)]
     folder = project.data.path / "Annotations"
     texts = [(folder / f"{image_id}.xml").read_text() for image_id in tests]
@@ -183,12 +163,12 @@ def test_shuffled_test_annotations_leave_the_detections_unchanged(make_project, 
     made = project.commits("detections")
     assert project.spp("run") == 0
     assert project.commits("detections") == made
-    assert table(project.root, "detections").equals(before)
+    assert project.table("detections").equals(before)
 
 
 @pytest.mark.slow
-def test_degenerate_classes_images_and_splits_are_stated_results(make_project, capsys):
-    project = make_project()
+def test_degenerate_classes_images_and_splits_are_stated_results(cloned, capsys):
+    project = cloned
     project.data.add("im-900", "test", [("ring", 5, 5, 60, 60)])  # a class that no training image shows
     project.data.add("im-901", "trainval", [("blob", 5, 5, 60, 60)])  # one that no test image shows
     project.data.add("im-902", "test", [], size=(12, 12))  # too small for a proposal
@@ -210,8 +190,8 @@ def test_degenerate_classes_images_and_splits_are_stated_results(make_project, c
 
 
 @pytest.mark.slow
-def test_a_test_split_without_objects_has_no_ap_and_a_training_split_without_any_is_refused(make_project, capsys):
-    project = make_project()
+def test_a_test_split_without_objects_has_no_ap_and_a_training_split_without_any_is_refused(finished, tmp_path, capsys):
+    project = finished.clone(tmp_path)
     for number in range(9, 14):
         project.data.annotate(f"im-{number:03d}", [])
     assert project.spp("run", "--json") == 0
@@ -252,19 +232,18 @@ def test_a_single_stage_takes_nothing_that_is_behind(trained, capsys):
 
 
 @pytest.mark.slow
-def test_features_of_older_images_do_not_stand_in_for_newer_ones_stored_the_other_way(make_project):
-    project = make_project()
-    assert project.spp("run", "--set", "features.store=vectors") == 0
+def test_features_of_older_images_do_not_stand_in_for_newer_ones_stored_the_other_way(finished, tmp_path):
+    project = finished.clone(tmp_path)
     project.data.add("im-700", "test", [("square", 11, 21, 50, 60)])
     assert project.spp("run", "--set", "features.store=maps") == 0
-    record = storage.read_run(storage.open_root(str(project.root)))
+    record = project.record()
     assert "features" not in record.datasets
-    assert "im-700" in table(project.root, "detections")["image_id"].to_pylist()
+    assert "im-700" in project.table("detections")["image_id"].to_pylist()
 
 
 @pytest.mark.slow
-def test_images_that_failed_in_streamed_detection_are_done_again_by_retry(make_project, capsys):
-    project = make_project()
+def test_images_that_failed_in_streamed_detection_are_done_again_by_retry(cloned, capsys):
+    project = cloned
     stream = ("--set", "detect.source=stream", "--set", "execution.max_failed=1")
     assert project.spp("run", "--until", "train-bbox", *stream) == 0
     picture = project.data.path / "JPEGImages" / "im-010.jpg"
@@ -274,5 +253,5 @@ def test_images_that_failed_in_streamed_detection_are_done_again_by_retry(make_p
     assert "im-010" in capsys.readouterr().out
     picture.write_bytes(whole)
     assert project.spp("retry", *stream) == 0
-    assert "im-010" in table(project.root, "detections")["image_id"].to_pylist()
+    assert "im-010" in project.table("detections")["image_id"].to_pylist()
     assert project.spp("verify") == 0

@@ -10,58 +10,26 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import yaml
 
-import storage
 from pipeline.bodies import Body, body_spec, load_classifier, load_state, save_network
 from pipeline.boxes import iou
 from pipeline.extraction import RegionExtractor
 from pipeline.head import Embedder, head_of, over_array, pretrained_head
 from pipeline.images import decode_image
 from storage.columns import boxes_of, vectors_of
-from storage.tensors import read_tensors
-from tests.integration.conftest import Project
-from tests.voc_folder import small_data_set
+from tests.project import Project, last_json, sets
 
 SCALES = (128, 160)
 
 
-def table(project: Project, dataset: str, run: str = "small") -> pa.Table:
-    found = storage.open(str(project.root), dataset, run).to_table()
-    known = ("phase", "iteration", "image_id", "window_id", "proposal_id", "object_id", "class_name", "score")
-    return found.sort_by([(key, "ascending") for key in known if key in found.column_names])
-
-
-def tensors(project: Project, run: str = "small") -> dict[str, np.ndarray]:
-    root = storage.open_root(str(project.root))
-    entry = storage.read_run(root, run).datasets["head"]
-    (key,) = storage.manifest.read_manifest(root, "head", entry.method, entry.manifest).keys
-    return read_tensors(root, key)
-
-
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory) -> Project:
+def tuned(tuned, tmp_path_factory) -> Project:
     """A finished run on ftfc7, which tests read or add runs to."""
-    folder = tmp_path_factory.mktemp("tuned")
-    data = small_data_set(folder / "data", 14, 8)
-    config = folder / "small.yaml"
-    sections = {
-        "dataset": {"path": str(folder / "data")},
-        "proposals": {"max_per_image": 60, "min_side": 10},
-        "features": {"body": "alexnet", "weights": "random", "scales": list(SCALES), "store": "maps"},
-        "head": {"sizes": [48, 32]},
-        "finetune": {"windows_per_image": 40, "batch": 32, "schedule": [[0.003, 100], [0.0003, 20]]},
-        "svm": {"layer": "ftfc7"},
-        "execution": {"progress_seconds": 1, "backoff": 0.1, "checkpoint_seconds": 0.2},
-    }
-    config.write_text(yaml.safe_dump(sections))
-    project = Project(data, config, folder / "root")
-    assert project.spp("run") == 0
-    return project
+    return tuned.clone(tmp_path_factory.mktemp("tuned"))
 
 
 def test_the_training_windows_are_labelled_scaled_and_mirrored_as_configured(tuned):
-    windows, objects = table(tuned, "training_windows"), table(tuned, "objects")
+    windows, objects = tuned.table("training_windows"), tuned.table("objects")
     names = windows["class_name"].to_pylist()
     ids = np.array(windows["image_id"].to_pylist())
     boxes = boxes_of(windows["box"])
@@ -87,7 +55,7 @@ def test_the_training_windows_are_labelled_scaled_and_mirrored_as_configured(tun
 
 
 def test_a_training_window_is_pooled_at_its_scale_from_its_side_of_the_image(tuned):
-    windows = table(tuned, "training_windows").to_pylist()
+    windows = tuned.table("training_windows").to_pylist()
     extractor = RegionExtractor(Body(body_spec("alexnet"), load_state(body_spec("alexnet"), "random")), SCALES)
     seen = set()
     for row in windows[::9]:
@@ -105,22 +73,22 @@ def test_a_training_window_is_pooled_at_its_scale_from_its_side_of_the_image(tun
 
 
 def test_embeddings_are_the_layers_outputs_of_the_training_windows(tuned):
-    stored = {name: over_array(values) for name, values in tensors(tuned).items()}
+    stored = {name: over_array(values) for name, values in tuned.tensors("head").items()}
     embedder = Embedder(head_of(stored), "fc7")
-    truth, outputs = table(tuned, "truth_features"), table(tuned, "truth_embeddings")
+    truth, outputs = tuned.table("truth_features"), tuned.table("truth_embeddings")
     expected = embedder(vectors_of(truth["feature"])).astype(np.float16)
     np.testing.assert_array_equal(vectors_of(outputs["feature"]), expected)
     assert outputs.drop(["feature"]).equals(truth.drop(["feature"]))
     train = {f"im-{number:03d}" for number in range(14)}
-    assert set(table(tuned, "embeddings")["image_id"].to_pylist()) == train
+    assert set(tuned.table("embeddings")["image_id"].to_pylist()) == train
 
 
 def test_the_whole_run_finds_the_rectangles_and_is_whole(tuned, capsys):
     assert tuned.spp("run", "--json") == 0
-    made = json.loads(capsys.readouterr().out.splitlines()[-1])
+    made = last_json(capsys)
     assert made["metrics"]["map_11"] > 0.5
     assert tuned.spp("verify") == 0
-    curve = table(tuned, "training_curve")
+    curve = tuned.table("training_curve")
     assert curve["iteration"].to_pylist() == [100, 120]
     assert curve["learning_rate"].to_pylist() == [0.003, 0.0003]
     assert not list((tuned.root / "checkpoints").glob("*/data/*"))
@@ -130,12 +98,12 @@ def test_the_whole_run_finds_the_rectangles_and_is_whole(tuned, capsys):
 def test_plan_and_status_know_the_head(tuned, capsys):
     capsys.readouterr()
     assert tuned.spp("plan", "--json") == 0
-    planned = json.loads(capsys.readouterr().out.splitlines()[-1])["datasets"]
+    planned = last_json(capsys)["datasets"]
     assert all(entry["shards_done"] == entry["shards"] for entry in planned)
     assert {"training_windows", "head", "embeddings", "truth_embeddings"} <= {entry["dataset"] for entry in planned}
     changed = ("--set", "finetune.momentum=0.8", "--json")
     assert tuned.spp("plan", *changed) == 0
-    planned = json.loads(capsys.readouterr().out.splitlines()[-1])["datasets"]
+    planned = last_json(capsys)["datasets"]
     todo = {entry["dataset"] for entry in planned if entry["shards_done"] < entry["shards"]}
     assert todo == {
         "training_curve",
@@ -159,14 +127,14 @@ def test_other_layers_and_the_softmax_share_what_they_can(tuned, capsys):
         "stream": ("detect.source=stream",),
         "slim": ("head.svd_rank=[8,8]",),
     }.items():
-        assert tuned.spp("run", "--run", name, *(word for c in changes for word in ("--set", c))) == 0, name
+        assert tuned.spp("run", "--run", name, *sets(*changes)) == 0, name
     assert {name: tuned.commits(name) for name in shared} == before
-    assert table(tuned, "detections", "stream").equals(table(tuned, "detections"))
-    assert not table(tuned, "detections", "slim").equals(table(tuned, "detections"))
-    assert vectors_of(table(tuned, "truth_embeddings", "ftfc6")["feature"]).shape[1] == 48
-    scores = table(tuned, "detections", "softmax")["score"].to_numpy()
+    assert tuned.table("detections", "stream").equals(tuned.table("detections"))
+    assert not tuned.table("detections", "slim").equals(tuned.table("detections"))
+    assert vectors_of(tuned.table("truth_embeddings", "ftfc6")["feature"]).shape[1] == 48
+    scores = tuned.table("detections", "softmax")["score"].to_numpy()
     assert 0.05 < scores.min() <= scores.max() <= 1
-    record = storage.read_run(storage.open_root(str(tuned.root)), "softmax")
+    record = tuned.record("softmax")
     assert record.datasets["metrics"].quality["map_11"] > 0.5
     assert "svms" not in record.datasets
 
@@ -187,7 +155,7 @@ def test_a_layer_that_is_not_there_is_refused(tuned, capsys):
         (("execution.train_workers=3", "finetune.seed=9"), "lower it, or use a larger cluster"),
         (("finetune.held_out=0.001", "finetune.schedule=plateau"), "no foreground window of the images that are held"),
     ):
-        words = [word for change in changes for word in ("--set", change)]
+        words = sets(*changes)
         assert tuned.spp("run", "--run", "refused", *words) in (1, 2)
         assert says in capsys.readouterr().err
 
@@ -206,9 +174,9 @@ def test_a_network_of_our_own_brings_its_fc6_and_fc7(tuned, tmp_path, capsys):
         "own": ("svm.layer=fc7",),
         "own-tuned": ("svm.layer=ftfc7", "finetune.schedule=[[1.0e-9,2]]"),
     }.items():
-        words = [word for change in (*body, *changes) for word in ("--set", change)]
+        words = sets(*body, *changes)
         assert tuned.spp("run", "--run", name, "--until", "finetune", *words) == 0, name
-        found = tensors(tuned, name)
+        found = tuned.tensors("head", name)
         for entry in ("fc6.weight", "fc6.bias", "fc7.weight", "fc7.bias"):
             np.testing.assert_allclose(found[entry], expected[entry].numpy(), atol=1e-6)
     for changes, says in (
@@ -216,7 +184,7 @@ def test_a_network_of_our_own_brings_its_fc6_and_fc7(tuned, tmp_path, capsys):
         (("features.body=convnet5",), "is of the body 'zf5', not 'convnet5'"),
     ):
         capsys.readouterr()
-        words = [word for change in (*body, *changes) for word in ("--set", change)]
+        words = sets(*body, *changes)
         assert tuned.spp("run", "--run", "refused", "--until", "finetune", *words) == 2
         assert says in capsys.readouterr().err
 
@@ -239,15 +207,15 @@ def test_a_rate_that_is_too_high_ends_the_run_with_what_to_do(tuned, capsys):
 
 @pytest.mark.slow
 def test_schedules_are_chosen_on_held_out_images_and_a_hopeless_rate_is_passed_over(tuned, capsys):
-    sets = (
+    changes = sets(
         "finetune.schedule=plateau",
         "finetune.learning_rates=[1.0e+30, 0.003, 0.0000001]",
         "finetune.trial_iterations=30",
         "finetune.max_iterations=120",
         "finetune.measure_every=20",
     )
-    assert tuned.spp("run", "--run", "chosen", *(word for change in sets for word in ("--set", change))) == 0
-    curve = table(tuned, "training_curve", "chosen").to_pylist()
+    assert tuned.spp("run", "--run", "chosen", *changes) == 0
+    curve = tuned.table("training_curve", "chosen").to_pylist()
     phases = {row["phase"] for row in curve}
     assert phases == {"trial 0.003", "trial 1e-07", "plateau 0.003", "final"}  # the first gave no number at all
     plateau = [row for row in curve if row["phase"] == "plateau 0.003"]
@@ -259,36 +227,32 @@ def test_schedules_are_chosen_on_held_out_images_and_a_hopeless_rate_is_passed_o
 
 @pytest.mark.slow
 def test_two_workers_train_one_head(tuned, tmp_path):
-    root = tmp_path / "root"
-    assert tuned.spp("run", "--set", "execution.train_workers=2", "--set", "execution.train_threads=1", root=root) == 0
-    other = Project(tuned.data, tuned.config, root)
-    found = tensors(other)
+    other = tuned.clone(tmp_path, without=("training_curve", "head"))
+    assert other.spp("run", *sets("execution.train_workers=2", "execution.train_threads=1")) == 0
+    found = other.tensors("head")
     assert all(np.isfinite(values).all() for values in found.values())
-    curve, alone = table(other, "training_curve"), table(tuned, "training_curve")
+    curve, alone = other.table("training_curve"), tuned.table("training_curve")
     assert curve["iteration"].equals(alone["iteration"])
     assert curve["loss"].to_pylist()[-1] == pytest.approx(alone["loss"].to_pylist()[-1], abs=0.25)
-    assert storage.read_run(storage.open_root(str(root))).datasets["metrics"].quality["map_11"] > 0.5
+    assert other.record().datasets["metrics"].quality["map_11"] > 0.5
 
 
 @pytest.mark.slow
 def test_warped_windows_go_through_all_stages(make_project):
     project = make_project()
-    sets = ("features.source=warp", "proposals.max_per_image=20", "head.sizes=[32,32]", "svm.layer=ftfc7")
-    steps = "finetune.schedule=[[0.003, 40]]"
-    assert project.spp("run", *(word for change in (*sets, steps) for word in ("--set", change))) == 0
-    features = table(project, "features")
+    small = ("proposals.max_per_image=20", "head.sizes=[32,32]", "finetune.schedule=[[0.003, 40]]")
+    assert project.spp("run", *sets("features.source=warp", "svm.layer=ftfc7", *small)) == 0
+    features = project.table("features")
     assert set(features["scale"].to_pylist()) == {224}
     assert project.spp("verify") == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before", ["extract", "finetune"])
-def test_an_image_that_failed_is_in_the_ledger_and_is_drawn_from_once_it_is_mended(make_project, capsys, before):
+def test_an_image_that_failed_is_in_the_ledger_and_is_drawn_from_once_it_is_mended(extracted, tmp_path, capsys, before):
     """It breaks ahead of ``extract``, so that it has no features either, or only ahead of ``finetune``."""
-    project = make_project()
-    sets = ("head.sizes=[32,32]", "svm.layer=ftfc7", "finetune.schedule=[[0.003, 20]]", "execution.max_failed=1")
-    changes = [word for change in sets for word in ("--set", change)]
-    assert project.spp("run", "--until", "propose" if before == "extract" else "extract", *changes) == 0
+    project = extracted.clone(tmp_path, without=("features", "truth_features") if before == "extract" else ())
+    changes = sets("head.sizes=[32,32]", "svm.layer=ftfc7", "finetune.schedule=[[0.003, 20]]", "execution.max_failed=1")
     picture: Path = project.data.path / "JPEGImages" / "im-003.jpg"
     whole = picture.read_bytes()
     picture.write_bytes(whole[:200])
@@ -297,15 +261,15 @@ def test_an_image_that_failed_is_in_the_ledger_and_is_drawn_from_once_it_is_mend
     capsys.readouterr()
     assert project.spp("finetune", *changes) == 3
     assert "failed image im-003" in capsys.readouterr().out
-    assert "im-003" not in table(project, "training_windows")["image_id"].to_pylist()
+    assert "im-003" not in project.table("training_windows")["image_id"].to_pylist()
     picture.write_bytes(whole)
     assert project.spp("retry", *changes) == 0
-    assert "im-003" in table(project, "training_windows")["image_id"].to_pylist()
+    assert "im-003" in project.table("training_windows")["image_id"].to_pylist()
 
 
 def test_pool5_runs_have_no_head(tuned, capsys):
     assert tuned.spp("run", "--run", "plain", "--set", "svm.layer=pool5", "--json") == 0
-    made = json.loads(capsys.readouterr().out.splitlines()[-1])["datasets"]
+    made = last_json(capsys)["datasets"]
     assert not {"head", "embeddings", "training_windows"} & set(made)
 
 
@@ -318,7 +282,7 @@ def test_the_table_runs_what_is_missing_and_shows_it_in_three_ways(tuned, tmp_pa
     made = json.loads(captured.out.splitlines()[-1])
     assert [cell["row"] for cell in made["cells"]] == ["pool5", "ftfc7", "ftfc7 bb"]  # no fc6 without pretrained layers
     for cell in made["cells"]:
-        record = storage.read_run(storage.open_root(str(tuned.root)), cell["run"])
+        record = tuned.record(cell["run"])
         assert cell["run"] == f"small.5-scale.{cell['row'].replace(' ', '-')}"
         assert cell["map_11"] == record.datasets["metrics"].quality["map_11"]
         low, high = cell["interval"]
@@ -338,7 +302,7 @@ def test_the_table_runs_what_is_missing_and_shows_it_in_three_ways(tuned, tmp_pa
     # again, nothing is made; without running, the same is shown
     before = {name: tuned.commits(name) for name in ("svms", "detections", "metrics", "head")}
     assert tuned.spp("table", *asked, "--only-print", "--json") == 0
-    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    again = last_json(capsys)
     assert again == made
     assert {name: tuned.commits(name) for name in before} == before
 

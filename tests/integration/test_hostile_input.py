@@ -26,7 +26,7 @@ from pipeline.voc import MAX_BYTES
 from storage.manifest import read_manifest
 from storage.root import open_root
 from storage.runs import read_run
-from tests.integration.conftest import CONFIG, EXTRACT, Project
+from tests.project import EXTRACT, Project, config_with
 from tests.voc_folder import VocFolder
 
 HEIGHT, WIDTH = 40, 56
@@ -275,10 +275,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory):
     config.write_text(
         json.dumps(
             {
-                **CONFIG,
                 "dataset": {"path": str(folder / "data"), "test_splits": ["test", "nobody", "ghosts"]},
-                "features": {**CONFIG["features"], "scales": [96]},
-                "execution": {**CONFIG["execution"], "max_failed": 1},
+                **config_with(features={"scales": [96]}, execution={"max_failed": 1}),
             }
         )
     )

@@ -17,7 +17,6 @@ from torch import nn
 
 import storage
 from jobs import network_training
-from jobs.cli import main
 from jobs.config import RunConfig
 from jobs.extract import load_body
 from jobs.network_training import LabelledFiles, TrainNetwork, train_network
@@ -25,8 +24,8 @@ from jobs.training_data import is_held_out
 from pipeline.bodies import body_spec, load_classifier
 from pipeline.bodies.weights import read_metadata, read_state
 from pipeline.receptive_field import Layer
-from storage.manifest import recorded_manifest
 from storage.tensors import read_tensors
+from tests.project import CONFIG, Project, sets
 from tests.small_body import SMALL_BODY
 
 CLASSES = ("blue", "green", "red")
@@ -51,113 +50,102 @@ def folder(path: Path, count: int = 30) -> Path:
     return path
 
 
-class Task:
-    """A config and a root, as a user has them."""
+def task_in(place: Path, **dataset) -> Project:
+    """A config and a root, to train a small network on a data set."""
+    sections = {
+        "dataset": {"layout": "folder", **dataset},
+        "features": {"body": BODY, "pyramid": [3, 1]},
+        "pretrain": {
+            "epochs": 2,
+            "batch": 12,
+            "fc_sizes": [24, 16],
+            "initial": "he",
+            "sizes": "multi",
+            "held_out": 0.3,
+            "views": ["1-crop", "2-full"],
+        },
+        "execution": CONFIG["execution"],
+    }
+    config = place / "net.yaml"
+    config.write_text(yaml.safe_dump(sections))
+    return Project(None, config, place / "root")
 
-    def __init__(self, place: Path, **dataset) -> None:
-        self.root, self.config, self.export = place / "root", place / "net.yaml", place / "net.safetensors"
-        sections = {
-            "dataset": {"layout": "folder", **dataset},
-            "features": {"body": BODY, "pyramid": [3, 1]},
-            "pretrain": {
-                "epochs": 2,
-                "batch": 12,
-                "fc_sizes": [24, 16],
-                "initial": "he",
-                "sizes": "multi",
-                "held_out": 0.3,
-                "views": ["1-crop", "2-full"],
-            },
-            "execution": {"progress_seconds": 1, "backoff": 0.1},
-        }
-        self.config.write_text(yaml.safe_dump(sections))
 
-    def spp(self, verb: str, *arguments: str) -> int:
-        return main([verb, *arguments, "--config", str(self.config), "--root", str(self.root)])
+def curve_of(task: Project) -> list[dict]:
+    return task.table("pretraining_curve").to_pylist()
 
-    def network(self) -> dict[str, np.ndarray]:
-        root = storage.open_root(str(self.root))
-        (key,) = recorded_manifest(root, storage.read_run(root, "net"), "network").keys
-        return read_tensors(root, key)
 
-    def curve(self) -> list[dict]:
-        return storage.open(str(self.root), "pretraining_curve", "net").to_table().to_pylist()
-
-    def files(self) -> set[str]:
-        return {str(path) for path in self.root.rglob("*") if path.is_file() and "runs" not in path.parts}
+def files_of(task: Project) -> set[str]:
+    return {str(path) for path in task.folder.rglob("*") if path.is_file() and "runs" not in path.parts}
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory) -> Task:
+def task(tmp_path_factory) -> Project:
     path = tmp_path_factory.mktemp("pretrained")
-    made = Task(path, path=str(folder(path / "images")))
-    assert made.spp("pretrain", "--export", str(made.export)) == 0
+    made = task_in(path, path=str(folder(path / "images")))
+    assert made.spp("pretrain", "--export", str(exported(made))) == 0
     return made
 
 
-def test_a_folder_of_images_becomes_a_network_and_its_curve(task, capsys):
-    curve = task.curve()
+def exported(task: Project) -> Path:
+    return task.config.with_suffix(".safetensors")
+
+
+def test_a_folder_of_images_becomes_a_network_and_its_curve(task):
+    curve = curve_of(task)
     assert [(row["epoch"], row["size"], row["learning_rate"]) for row in curve] == [(1, 224, 0.01), (2, 180, 0.01)]
     assert all(row["loss"] > 0 and 0 <= row["top1"] <= row["top5"] == 1 for row in curve)
-    assert task.spp("status", "--json") == 0
-    printed = capsys.readouterr().out
-    states = {d["dataset"]: d["state"] for d in json.loads(printed.splitlines()[-1])["datasets"]}
-    assert states == dict.fromkeys(("images", "objects", "pretraining_curve", "network"), "complete")
+    assert task.states() == dict.fromkeys(("images", "objects", "pretraining_curve", "network"), "complete")
     assert task.spp("verify") == 0
     assert list((task.root / "checkpoints").rglob("*.parquet")) == []
     assert task.spp("gc", "--grace-hours", "0", "--yes") == 0
     assert task.spp("verify") == 0
 
 
-def test_what_is_done_is_not_done_again_and_another_view_is_only_tested(task, capsys):
-    before = task.files()
-    capsys.readouterr()
-    assert task.spp("pretrain", "--json") == 0
-    first = json.loads(capsys.readouterr().out.splitlines()[-1])["network"]
+def test_what_is_done_is_not_done_again_and_another_view_is_only_tested(task):
+    before = files_of(task)
+    first = task.answer("pretrain")["network"]
     assert first["tested_on"] == "held-out images"
     assert list(first["views"]) == ["1-crop", "2-full"]
-    assert task.spp("pretrain", "--json", "--set", "pretrain.views=[1-crop, 10-crop]") == 0
-    second = json.loads(capsys.readouterr().out.splitlines()[-1])["network"]
+    second = task.answer("pretrain", *sets("pretrain.views=[1-crop, 10-crop]"))["network"]
     assert second["views"].keys() == {"1-crop", "2-full", "10-crop"}
     assert {view: second["views"][view] for view in first["views"]} == first["views"]
-    assert task.files() == before
+    assert files_of(task) == before
 
 
 def test_the_exported_file_is_weights_of_a_body_with_a_digest_of_its_own(task):
-    state = read_state(task.export)
-    for name, values in task.network().items():
+    state = read_state(exported(task))
+    for name, values in task.tensors("network").items():
         np.testing.assert_array_equal(state[name].numpy(), values, err_msg=name)
-    assert json.loads(read_metadata(task.export)["spp.classes"]) == list(CLASSES)
+    assert json.loads(read_metadata(exported(task))["spp.classes"]) == list(CLASSES)
     dataset = {"path": "nowhere"}
     loaded, random = (
         load_body(RunConfig(dataset=dataset, features={"body": BODY, "weights": weights}).features)
-        for weights in (str(task.export), "random")
+        for weights in (str(exported(task)), "random")
     )
     assert loaded.digest != random.digest
     assert loaded.classifier
-    classifier = load_classifier(body_spec(BODY), str(task.export))
+    classifier = load_classifier(body_spec(BODY), str(exported(task)))
     assert classifier is not None
     assert (classifier.levels, classifier.order) == ((3, 1), "bin-major")
 
 
-def test_test_splits_are_tested_on_and_choose_nothing(tmp_path, capsys):
+def test_test_splits_are_tested_on_and_choose_nothing(tmp_path):
     """Whatever is in them, the network is the same."""
     data = tmp_path / "images"
     folder(data / "train", 15)
     folder(data / "val", 6)
-    task = Task(tmp_path, path=str(data), train_splits=["train"], test_splits=["val"])
-    sets = ("--set", "pretrain.epochs=1", "--set", "pretrain.views=[1-crop]", "--json")
-    assert task.spp("pretrain", *sets) == 0
-    first = json.loads(capsys.readouterr().out.splitlines()[-1])["network"]
+    task = task_in(tmp_path, path=str(data), train_splits=["train"], test_splits=["val"])
+    quick = sets("pretrain.epochs=1", "pretrain.views=[1-crop]")
+    first = task.answer("pretrain", *quick)["network"]
     assert (first["tested_on"], first["views"]["1-crop"]["images"]) == ("splits val", 6)
-    network, files = task.network(), len(list(task.root.glob("network/*/data/*")))
+    network, files = task.tensors("network"), len(list(task.root.glob("network/*/data/*")))
     moved = data / "val" / "red" / "im002.jpg"
     moved.rename(data / "val" / "blue" / "im002.jpg")
-    assert task.spp("pretrain", *sets) == 0
-    second = json.loads(capsys.readouterr().out.splitlines()[-1])["network"]
+    second = task.answer("pretrain", *quick)["network"]
     assert second["identity"] != first["identity"]
     assert len(list(task.root.glob("network/*/data/*"))) == files
-    np.testing.assert_array_equal(task.network()["fc6.weight"], network["fc6.weight"])
+    np.testing.assert_array_equal(task.tensors("network")["fc6.weight"], network["fc6.weight"])
 
 
 @pytest.mark.parametrize("held_out", ["0", "0.3"])
@@ -171,17 +159,17 @@ def test_images_that_cannot_be_decoded_are_in_the_ledger(tmp_path, capsys, held_
     for image_id in broken:
         path = data / f"{image_id}.jpg"
         path.write_bytes(path.read_bytes()[:-600])  # its header is whole
-    task = Task(tmp_path, path=str(data))
-    sets = ("pretrain.epochs=1", f"pretrain.held_out={held_out}", "pretrain.views=[]", "pretrain.batch=1")
-    assert task.spp("pretrain", *(word for change in sets for word in ("--set", change))) == 3
+    task = task_in(tmp_path, path=str(data))
+    changes = ("pretrain.epochs=1", f"pretrain.held_out={held_out}", "pretrain.views=[]", "pretrain.batch=1")
+    assert task.spp("pretrain", *sets(*changes)) == 3
     printed = capsys.readouterr().out
     assert all(f"failed image {image_id}" in printed for image_id in broken)
-    assert (task.curve()[0]["top1"] is None) == (held_out == "0")
+    assert (curve_of(task)[0]["top1"] is None) == (held_out == "0")
 
 
 def test_what_cannot_be_trained_on_is_refused(tmp_path, capsys):
     data = folder(tmp_path / "images", 6)
-    task = Task(tmp_path, path=str(data))
+    task = task_in(tmp_path, path=str(data))
     for changes, says in (
         (("execution.train_workers=5",), "does not divide the 12 images"),
         (("pretrain.pooling=fixed",), "takes images of 224 x 224 only, so sizes cannot be multi"),
@@ -190,7 +178,7 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path, capsys):
         (("features.body=zf6",), "did you mean 'zf5'?"),
     ):
         capsys.readouterr()
-        assert task.spp("pretrain", *(word for change in changes for word in ("--set", change))) == 2
+        assert task.spp("pretrain", *sets(*changes)) == 2
         assert says in capsys.readouterr().err
     assert task.spp("pretrain", "--export", str(tmp_path / "net.pt")) == 2
     assert "ends in .safetensors" in capsys.readouterr().err
@@ -213,7 +201,7 @@ COARSE_BODY = dataclasses.replace(
 def test_a_worker_that_is_killed_goes_on_where_the_last_checkpoint_was(tmp_path, monkeypatch):
     """Killed in the epoch of 180 pixels; checkpoints are files. The weights are those of one that was not."""
     monkeypatch.setattr(network_training, "body_spec", lambda name: COARSE_BODY)
-    config = RunConfig.model_validate(yaml.safe_load(Task(tmp_path, path=".").config.read_text())).pretrain
+    config = RunConfig.model_validate(yaml.safe_load(task_in(tmp_path, path=".").config.read_text())).pretrain
     config = config.model_copy(update={"epochs": 3, "batch": 4})
     paths = sorted(folder(tmp_path / "images", 16).rglob("*.jpg"))
     rows = [
@@ -261,14 +249,14 @@ def test_two_workers_train_on_a_table_of_images(tmp_path, capsys):
         images = [picture(n)[: -600 if n % 8 == 5 else None] for n in numbers]  # some are cut off
         columns = {"image": images, "label": [CLASSES[n % 3] for n in numbers]}
         pq.write_table(pa.table(columns), tables / f"train-{part}.parquet", row_group_size=6)
-    task = Task(tmp_path, path=str(tables), layout="table", train_splits=["train"], test_splits=[])
-    sets = (
+    task = task_in(tmp_path, path=str(tables), layout="table", train_splits=["train"], test_splits=[])
+    changes = (
         *("execution.train_workers=2", "execution.train_threads=1", "execution.max_failed=0.2"),
         *("pretrain.views=[]", "pretrain.batch=2"),  # so that an epoch leaves out one image at most
     )
-    assert task.spp("pretrain", *(word for change in sets for word in ("--set", change))) == 3
-    assert all(np.isfinite(values).all() for values in task.network().values())
-    assert [row["epoch"] for row in task.curve()] == [1, 2]
+    assert task.spp("pretrain", *sets(*changes)) == 3
+    assert all(np.isfinite(values).all() for values in task.tensors("network").values())
+    assert [row["epoch"] for row in curve_of(task)] == [1, 2]
     printed = capsys.readouterr().out
     rows = [row for part in range(2) for row in range(24) if (part * 24 + row) % 8 == 5]
     assert printed.count("failed image ") == len(rows) == 6  # whichever of the two met them

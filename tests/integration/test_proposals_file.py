@@ -11,7 +11,7 @@ import storage
 from storage.manifest import read_manifest
 from storage.root import open_root
 from storage.runs import read_run
-from tests.integration.conftest import EXTRACT
+from tests.project import EXTRACT
 
 INCLUSIVE = [[1, 1, 120, 90], [11, 21, 50, 60]]
 """VOC's own way of counting, in images of 120 x 90."""

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 import storage
-from tests.integration.conftest import EXTRACT
+from tests.project import EXTRACT
 
 pytestmark = pytest.mark.slow
 
@@ -39,11 +39,10 @@ def test_a_mended_outage_is_retried_as_a_new_revision_and_what_follows_is_redone
     assert {name: project.commits(name) for name in before} == again
 
 
-def test_retry_with_nothing_failed_does_nothing(project):
-    assert project.spp("run", *EXTRACT) == 0
-    before = {name: project.commits(name) for name in ("proposals", "features", "truth_features")}
-    assert project.spp("retry", *EXTRACT) == 0
-    assert {name: project.commits(name) for name in before} == before
+def test_retry_with_nothing_failed_does_nothing(cloned):
+    before = {name: cloned.commits(name) for name in ("proposals", "features", "truth_features")}
+    assert cloned.spp("retry", *EXTRACT) == 0
+    assert {name: cloned.commits(name) for name in before} == before
 
 
 def image_ids(project, dataset: str) -> set[str]:

@@ -3,6 +3,8 @@ import importlib
 import itertools
 import math
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +186,7 @@ def rest_of(name, network):
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_several_layers_come_from_one_pass_and_leave_no_hook(name, bodies):
+def test_several_layers_come_from_one_pass_and_none_is_kept(name, bodies):
     body, spec = bodies[name], BODIES[name]
     batch = torch.cat([body.preprocess(noise(64, 96, seed)) for seed in (0, 1)])
     passes = []
@@ -196,7 +198,7 @@ def test_several_layers_come_from_one_pass_and_leave_no_hook(name, bodies):
     assert all(maps.shape[:2] == (2, spec.channels_of(layer)) for layer, maps in found.items())
     assert all(maps.dtype == torch.float32 and not maps.requires_grad for maps in found.values())
     assert torch.equal(found[spec.last], body.conv_maps_of(batch))
-    assert not any(module._forward_hooks for module in body._network.modules())
+    assert not vars(body._asked)
 
 
 @pytest.mark.parametrize("name", [name for name, spec in BODIES.items() if spec.taps])
@@ -244,10 +246,26 @@ def test_a_layer_that_a_body_does_not_offer_is_refused_with_those_that_it_does(b
         BODIES["resnet50"].channels_of("map")
 
 
-def test_a_pass_that_fails_leaves_no_hook(bodies):
+def test_a_pass_that_fails_keeps_no_layer(bodies):
     with pytest.raises(RuntimeError):
         bodies["zf5"].layers_of(torch.zeros(1, 4, 64, 64), ["conv4"])
-    assert not any(module._forward_hooks for module in bodies["zf5"]._network.modules())
+    assert not vars(bodies["zf5"]._asked)
+
+
+def test_threads_that_use_one_body_at_once_each_get_their_own_layers(bodies):
+    body, names = bodies["zf5"], BODIES["zf5"].layer_names
+    batches = [body.preprocess(noise(64, 96 + 16 * seed, seed)) for seed in range(4)]
+    alone = [body.layers_of(batch, names) for batch in batches]
+    meeting = threading.Barrier(len(batches), timeout=60)
+
+    def together(batch):
+        meeting.wait()
+        return body.layers_of(batch, names)
+
+    with ThreadPoolExecutor(len(batches)) as workers:
+        found = list(workers.map(together, batches))
+    for one, other in zip(found, alone, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in names)
 
 
 def test_the_document_names_the_layers_and_their_channels():

@@ -117,7 +117,7 @@ def test_a_forked_process_pools_with_threads_of_its_own():
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # one of Python's would wait for the kernel to return
-        signal.alarm(60)  # its parent's threads are not in it: waiting for them would never end
+        signal.alarm(120)  # its parent's threads are not in it: waiting for them would never end
         os._exit(0 if np.array_equal(pool(conv_map, windows, threads=2), expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
 

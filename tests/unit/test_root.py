@@ -160,7 +160,7 @@ def test_a_reader_never_sees_part_of_a_file(place):
     writer.start()
     seen = set()
     try:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while len(seen) < 2 and time.monotonic() < until:
             for _ in range(40):
                 content = place.read("d/x")

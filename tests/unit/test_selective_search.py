@@ -374,7 +374,7 @@ def test_lines_that_all_cross_have_more_neighbours_than_regions_of_a_plane_could
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # one in Python would wait for compiled code to return
-        signal.alarm(10)
+        signal.alarm(120)
         found = regions.describe(labels, np.zeros((15, 200, 200), np.uint8)).pairs
         os._exit(0 if np.array_equal(found, expected) else 1)
     assert os.waitpid(child, 0)[1] == 0

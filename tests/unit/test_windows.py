@@ -44,12 +44,16 @@ def zf5_map(height, width, scale):
 
 
 def cells_of(low, high, field, cells):
-    """First and last cell by DESIGN 3, one axis: every cell's centre looked at, in exact arithmetic."""
-    centres = {i: Fraction(field.centre) + i * field.stride for i in range(-3, cells + 3)}
-    inside = [i for i, centre in centres.items() if low < centre < high]
+    """First and last cell by DESIGN 3, one axis: every cell's centre looked at, in exact arithmetic.
+
+    Twice a centre is a whole number, and so is compared with whole numbers.
+    """
+    twice = {i: int(2 * field.centre) + 2 * i * field.stride for i in range(-3, cells + 3)}
+    above, below = math.floor(2 * low), math.ceil(2 * high)
+    inside = [i for i, centre in twice.items() if above < centre < below]
     if not inside:
-        middle = (low + high) / 2
-        inside = [max((i for i, centre in centres.items() if centre <= middle), default=0)]
+        middle = math.floor(low + high)
+        inside = [max((i for i, centre in twice.items() if centre <= middle), default=0)]
     return tuple(min(max(i, 0), cells - 1) for i in (inside[0], inside[-1]))
 
 
