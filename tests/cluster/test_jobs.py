@@ -150,7 +150,7 @@ def test_the_runs_metrics_stand_beside_rays_own(token_run):
     wait_until(exported)
     lines = [line for line in text.splitlines() if line.startswith("ray_spp_images_total") and 'run="small"' in line]
     counts = {re.search(r'dataset="(\w+)"', line)[1]: float(line.rsplit(" ", 1)[1]) for line in lines}  # type: ignore[index]
-    assert counts == {"proposals": 20, "features": 20, "truth_features": 13}
+    assert counts == {"proposals": 20, "features": 20, "truth_features": 13, "detections": 7}
 
 
 def metrics_url(server: JobServer) -> str:

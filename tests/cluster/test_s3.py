@@ -153,8 +153,13 @@ def test_the_verbs_work_on_it(finished, capsys):
     paths = capsys.readouterr().out.split()
     assert paths
     assert all(path.startswith(f"s3://{BUCKET}/root/features/") for path in paths)
-    assert finished.spp("run") == 0
+
+
+def test_the_same_run_again_makes_nothing(store, finished):
+    before = {key for key in store.keys("root") if "/commit/" in key}
     assert finished.planned() == set()
+    assert finished.spp("run") == 0
+    assert {key for key in store.keys("root") if "/commit/" in key} == before
 
 
 def test_a_run_that_is_killed_goes_on_and_nothing_that_is_half_written_is_seen(
