@@ -65,8 +65,22 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded_ray(run_folder: Path) -> Iterator[None]:
-    """One Ray with two cores for all tests of a process that ask for it; its workers know the faulty store."""
+def aws_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder where this process, and what it starts from now on, looks for AWS's files ``config`` and
+    ``credentials``: those of tests, never the account of who runs them. There are none until a test writes them."""
+    folder = tmp_path_factory.mktemp("aws")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_CONFIG_FILE", str(folder / "config"))
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "credentials"))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def embedded_ray(run_folder: Path, aws_files: Path) -> Iterator[None]:
+    """One Ray with two cores for all tests of a process that ask for it; its workers know the faulty store, and where
+    AWS's files will be."""
     faulty_store.register()
     _compile_search()
     with FileLock(run_folder / "ray.lock"):  # one that starts picks free ports, which another's start would pick too

@@ -5,8 +5,10 @@ The plan is a JSON object, read at every call, so that a test can mend the store
 * ``put_fails_every``: n: every n-th PUT raises OSError before it writes; ``put_loses_answer_every``: after it wrote;
 * ``put_seconds``: each PUT takes so long;
 * ``put_error``: every PUT raises this errno (ENOSPC, EACCES, ...) once ``put_good`` PUTs have succeeded;
-* ``exit_on``: reading a file whose path ends with this kills the process (``exit_in_actor``: only inside an actor);
-* ``hang_on``: reading such a file for the first time never ends; ``memory_error_on``: it raises MemoryError.
+* ``exit_on``: reading a file whose path ends with this kills the process;
+* ``hang_on``: reading such a file for the first time never ends; ``memory_error_on``: it raises MemoryError;
+* ``hold_on``: reading such a file waits until the plan no longer says so; ``held`` tells who waits;
+* ``only_in``: the faults of reading befall only workers that Ray calls so (``ray::FeatureActor``, ``ray::mine``).
 
 Counts are kept in files beside the plan: they are those of all processes together.
 """
@@ -17,12 +19,14 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import psutil
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractFileSystem
 
@@ -81,12 +85,19 @@ class FaultyFileSystem(AbstractFileSystem):
 
     def _before_read(self, path: str) -> None:
         plan = json.loads(self._plan.read_text())
-        if _ends(path, plan.get("exit_on")) and (not plan.get("exit_in_actor") or _in_actor()):
+        if not _concerns(plan):
+            return
+        if _ends(path, plan.get("exit_on")):
             os.kill(os.getpid(), signal.SIGSEGV)
         if _ends(path, plan.get("hang_on")) and self._count("hangs") == 1:
             time.sleep(10_000)
         if _ends(path, plan.get("memory_error_on")) and self._count("memory") == 1:
             raise MemoryError("cannot allocate a buffer")
+        if _ends(path, plan.get("hold_on")):
+            _holders(self._plan).mkdir(exist_ok=True)
+            (_holders(self._plan) / str(os.getpid())).touch()
+            while _ends(path, json.loads(self._plan.read_text()).get("hold_on")):
+                time.sleep(0.05)
 
     def _count(self, what: str) -> int:
         """One more of ``what``, over all processes."""
@@ -103,12 +114,37 @@ def _ends(path: str, wanted: str | None) -> bool:
     return bool(wanted) and path.endswith(wanted)
 
 
-def _in_actor() -> bool:
-    import ray
+def _concerns(plan: dict[str, Any]) -> bool:
+    """Whether this process is one that is to have faults."""
+    wanted = plan.get("only_in")
+    return wanted is None or any(part.startswith(wanted) for part in psutil.Process().cmdline()[:1])
 
-    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+
+def write_plan(plan: Path, **faults: Any) -> None:
+    """From now on the store fails so. Whoever reads the plan finds the old one or the new one, whole."""
+    arriving = plan.with_suffix(".arriving")
+    arriving.write_text(json.dumps(faults))
+    os.replace(arriving, plan)
+
+
+def held(plan: Path) -> set[int]:
+    """Ids of the processes that have been made to wait by ``hold_on``."""
+    return {int(path.name) for path in _holders(plan).glob("*")}
+
+
+def _holders(plan: Path) -> Path:
+    return plan.with_suffix(".held")
 
 
 def register() -> None:
     """Make ``faulty://`` known to fsspec in this process."""
     fsspec.register_implementation("faulty", FaultyFileSystem, clobber=True)
+
+
+def install(folder: Path) -> None:
+    """Make ``faulty://`` known to every Python that has ``folder`` on its path, as an installed package would."""
+    shutil.copy(__file__, folder)
+    described = folder / "faulty_store-1.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty-store\nVersion: 1\n")
+    (described / "entry_points.txt").write_text("[fsspec.specs]\nfaulty = faulty_store:FaultyFileSystem\n")

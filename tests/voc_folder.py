@@ -56,13 +56,13 @@ class VocFolder:
             lines.write(f"{image_id}\n")
 
 
-def small_data_set(folder: Path, train: int = 9, test: int = 5) -> VocFolder:
-    """A few images of two classes."""
+def small_data_set(folder: Path, train: int = 9, test: int = 5, names: str = "im-{:03d}") -> VocFolder:
+    """A few images of two classes; ``names`` decides how they fall into shards."""
     data = VocFolder(folder)
     for number in range(train + test):
         shift = 3 * number % 20
         objects: list[Object] = [("square", 11 + shift, 21, 50 + shift, 60)]
         if number % 3:
             objects.append(("slab", 61, 31 + shift, 110, 60 + shift))
-        data.add(f"im-{number:03d}", "trainval" if number < train else "test", objects)
+        data.add(names.format(number), "trainval" if number < train else "test", objects)
     return data
