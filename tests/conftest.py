@@ -18,14 +18,17 @@ from tests import faulty_store
 # Of the same function for other types two processes at once could store one's code under the other's name, so each
 # has a cache of its own. numba reads this when it is imported.
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "numba" / os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-os.environ.setdefault("NUMBA_CACHE_DIR", str(_CACHE))
+os.environ["NUMBA_CACHE_DIR"] = str(_CACHE)
 
 # The same examples in every run; `--hypothesis-profile=default` draws new ones.
 settings.register_profile("steady", derandomize=True, deadline=None, database=None)
 settings.load_profile("steady")
 
 
-LONG = ("test_s3", "test_faults", "test_reruns", "test_finetune", "test_classify", "test_pretrain", "test_run")
+LONG = (
+    *("test_s3", "test_reruns", "test_faults", "test_products"),
+    *("test_finetune", "test_classify", "test_pretrain", "test_run"),
+)
 """Files that take longest, in the order in which they begin, so that two processes end together. Those that read the
 same finished project do not stand side by side: one would wait until the other has made it."""
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.project import Project
 
+pytestmark = pytest.mark.cluster
+
 HEAVY = {"torch", "torchvision", "ray", "numba", "llvmlite", "sklearn", "scipy", "skimage", "cv2", "selectivesearch"}
 
 COMMAND = """
