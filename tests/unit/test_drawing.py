@@ -1,5 +1,6 @@
 """The demo's data set: the same bytes every time, true annotations, a layout that indexes."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_drawing_again_touches_no_file(devkit):
 
 
 def test_a_changed_file_is_mended(devkit, tmp_path):
-    draw_dataset(tmp_path, 12, 6)
+    shutil.copytree(devkit, tmp_path, dirs_exist_ok=True)
     (tmp_path / "Annotations" / "000003.xml").write_text("<annotation/>")
     draw_dataset(tmp_path, 12, 6)
     assert contents(tmp_path) == contents(devkit)

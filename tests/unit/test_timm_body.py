@@ -30,7 +30,8 @@ def test_its_map_is_what_the_whole_model_has_there(name):
     whole = timm.create_model(name).eval()
     (module,) = (info["module"] for info in whole.feature_info if info["reduction"] == 16)
     whole.get_submodule(module).register_forward_hook(lambda _, inputs, output: found.update(conv_map=output[0]))
-    body = Body(spec, {key: values for key, values in whole.state_dict().items() if key in spec.build().state_dict()})
+    own = spec.build().state_dict().keys()
+    body = Body(spec, {key: values for key, values in whole.state_dict().items() if key in own})
     for height, width in ((64, 80), (97, 140)):
         batch = body.preprocess(noise(height, width))
         with torch.inference_mode():
