@@ -38,8 +38,18 @@ def one_thread() -> Iterator[None]:
     PyTorch's other threads are left as they are. NumPy's and SciPy's BLAS know one number for the process: it is 1
     until nobody is inside any more.
     """
-    before = torch.get_num_threads()
     _BLAS.enter()
+    try:
+        with one_torch_thread():
+            yield
+    finally:
+        _BLAS.leave()
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """The same for what PyTorch alone computes, at next to no cost."""
+    before = torch.get_num_threads()
     try:
         if before != 1:
             torch.set_num_threads(1)  # of the calling thread: MKL, OpenMP and oneDNN
@@ -47,11 +57,11 @@ def one_thread() -> Iterator[None]:
     finally:
         if before != 1:
             torch.set_num_threads(before)
-        _BLAS.leave()
 
 
 def share_out(work: Callable[[Part], None], parts: Sequence[Part]) -> None:
-    """Call ``work`` with each part, each in one thread; as many threads at once as the caller has in PyTorch.
+    """Call ``work``, which computes with PyTorch, with each part, each in one thread; as many threads at once as the
+    caller has in PyTorch.
 
     The parts are to be the same whatever that number is. Raises what ``work`` raises.
     """
@@ -59,10 +69,10 @@ def share_out(work: Callable[[Part], None], parts: Sequence[Part]) -> None:
     inference = torch.is_inference_mode_enabled()  # which, as the number of threads, is the calling thread's own
 
     def alone(part: Part) -> None:
-        with torch.inference_mode(inference), torch.no_grad(), one_thread():
+        with torch.inference_mode(inference), torch.no_grad(), one_torch_thread():
             work(part)
 
-    with one_thread():
+    with one_torch_thread():
         if threads < 2:
             for part in parts:
                 work(part)

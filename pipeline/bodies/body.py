@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.images import RGB
-from pipeline.products import one_thread
+from pipeline.products import one_torch_thread
 from pipeline.receptive_field import Geometry, Layer, geometry, map_length, smallest_input
 from pipeline.windows import scaled_size
 
@@ -184,7 +184,7 @@ class Body:
         return {name: values for name, values in found.items() if values is not None}
 
     def _alone(self) -> AbstractContextManager[None]:
-        return one_thread() if self.device.type == "cpu" else nullcontext()
+        return one_torch_thread() if self.device.type == "cpu" else nullcontext()
 
     def _keeping(self, name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
         """A forward hook that keeps what its module gives, where this thread has asked for it."""
