@@ -265,3 +265,8 @@ class ActorSettings:
     max_boxes: int
     storage_options: dict[str, Any]
     producer: str
+
+    @property
+    def images_at_once(self) -> int:
+        """Images that an actor computes at once: one in each of its threads on a CPU."""
+        return self.threads if self.device == "cpu" else 1

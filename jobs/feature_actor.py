@@ -54,12 +54,11 @@ class FeatureActor:
         weights = {name: torch.from_numpy(np.array(values)) for name, values in state.items()}
         body = Body(body_spec(config.body), weights, settings.device)
         self._extractor = _extractor(body, config)
-        at_once = settings.threads if settings.device == "cpu" else 1
         self._extractors: queue.SimpleQueue[RegionExtractor | WarpExtractor] = queue.SimpleQueue()
-        for _ in range(at_once):
+        for _ in range(settings.images_at_once):
             self._extractors.put(replace(self._extractor))  # the same body; each serves one image at a time
         self._buffers: queue.SimpleQueue[NDArray[np.float16]] = queue.SimpleQueue()
-        for _ in range(_BUFFERS - 1 + at_once):
+        for _ in range(_BUFFERS - 1 + settings.images_at_once):
             self._buffers.put(np.empty((0, self._extractor.dim), np.float16))
 
     def extract(self, work: ExtractShard) -> Commit | None:

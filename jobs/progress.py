@@ -24,7 +24,7 @@ class ProgressReport:
     """
 
     devices: Callable[[], int]
-    """How many extraction actors there are."""
+    """How many images the extraction actors can compute at once."""
 
     def __init__(self, totals: Mapping[str, int], done: Mapping[str, int], seconds_between: float) -> None:
         self.devices = lambda: 1

@@ -274,7 +274,8 @@ def _make(
         crews = crews_of(invocation, session, loaded, stages)
         extractors = crews.get("extract")
         if isinstance(extractors, ActorCrew):
-            progress.devices = extractors.actors
+            at_once = 1 if session.resources().use_gpus(execution) else execution.threads
+            progress.devices = lambda: at_once * extractors.actors()
         metrics = RunMetrics(invocation.name)
         ShardLoop(crews, execution, (progress, metrics, Bookkeeper(invocation.root)), done).run(works)
 

@@ -145,7 +145,7 @@ def actor_crew(
     # arrays, since Ray shares their memory between the actors of a node
     state = ray.put({name: values.numpy() for name, values in body.state.items()})
 
-    hands = execution.shards_per_actor if on_gpu else max(execution.shards_per_actor, execution.threads)
+    hands = max(execution.shards_per_actor, settings.images_at_once)
 
     def size() -> int:
         return session.resources().actors(execution, on_gpu)

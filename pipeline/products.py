@@ -6,7 +6,7 @@ thread and two give other last bits; and where they cut it elsewhere, edges can 
 of one shape is made by one thread, and where more are wanted they share out blocks. ``torch.get_num_threads()`` of
 whoever calls says how many: it decides how long something takes, and nothing else.
 
-Whatever multiplies matrices in this package does so through ``product``, ``linear`` and ``share_out``, or inside
+Whatever multiplies matrices in this package does so through ``product``, ``Linear`` and ``share_out``, or inside
 ``one_thread``.
 """
 

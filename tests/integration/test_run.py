@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pytest
 
 import storage
 from jobs.config import load_config
@@ -13,7 +14,7 @@ from pipeline.bodies import Body
 from pipeline.extraction import RegionExtractor
 from pipeline.images import decode_image
 from storage.runs import write_run
-from tests.project import EXTRACT, Project, last_json
+from tests.project import EXTRACT, Project, last_json, sets
 
 
 def test_every_window_of_every_image_gets_its_vector(cloned):
@@ -69,6 +70,17 @@ def test_two_roots_hold_the_same_content(extracted, tmp_path):
     other = Project(extracted.data, extracted.config, tmp_path / "other")
     for dataset in ("images", "objects", "proposals", "features", "truth_features"):
         assert extracted.table(dataset).equals(other.table(dataset)), dataset
+
+
+@pytest.mark.slow
+def test_an_actor_of_two_cores_gives_what_one_of_one_core_gives(cloned, tmp_path):
+    """With a body whose maps would be others if two threads shared one."""
+    body = sets("features.body=squeezenet1_1")
+    other = Project(cloned.data, cloned.config, tmp_path / "other")
+    assert cloned.spp("run", *EXTRACT, *body) == 0
+    assert other.spp("run", *EXTRACT, *body, *sets("execution.threads=2")) == 0
+    for dataset in ("features", "truth_features"):
+        assert cloned.table(dataset).equals(other.table(dataset)), dataset
 
 
 def test_an_added_image_runs_only_the_shards_that_hold_it(cloned):
