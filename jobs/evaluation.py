@@ -18,7 +18,7 @@ from jobs.reduce import done_already, publish
 from jobs.stages import Invocation
 from jobs.versions import PRODUCER
 from pipeline.phases import PhaseClock
-from storage.columns import boxes_of
+from storage.columns import boxes_of, no_rows
 from storage.manifest import read_manifest, recorded_manifest
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord
@@ -168,7 +168,7 @@ def stored_detections(root: Root, record: RunRecord) -> pa.Table:
     """All rows of a run's ``detections``, by image."""
     manifest = recorded_manifest(root, record, "detections")
     layout = schema("detections")
-    return pa.concat_tables([layout.empty_table(), *(part.cast(layout) for part in scan_manifest(root, manifest))])
+    return pa.concat_tables([no_rows(layout), *(part.cast(layout) for part in scan_manifest(root, manifest))])
 
 
 def _by_class_on_ray(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
@@ -28,7 +29,7 @@ from jobs.settings import ADDED_LATER, NOT_IDENTITY, Settings
 from pipeline.boxes import as_boxes
 from pipeline.errors import ContentError
 from pipeline.voc import NO_OBJECTS, Annotation, parse_annotation, stated_size
-from storage.columns import box_column
+from storage.columns import box_column, take_rows
 from storage.commits import Commit, CommitName, LedgerRow, winners
 from storage.identity import canonical_json, digest, method_id, sha256
 from storage.root import Root, resolve_options, store_errors
@@ -91,8 +92,8 @@ class Index:
     def objects_in(self, splits: Sequence[str]) -> pa.Table:
         """The objects on the images of some splits."""
         wanted = set(self.images_in(splits))
-        rows = [i for i, image_id in enumerate(self.objects["image_id"].to_pylist()) if image_id in wanted]
-        return self.objects.take(pa.array(rows, pa.int64()))
+        ids = enumerate(self.objects["image_id"].to_pylist())
+        return take_rows(self.objects, np.array([row for row, image_id in ids if image_id in wanted], np.int64))
 
     def class_names(self) -> list[str]:
         """The classes of all objects, sorted."""

@@ -26,6 +26,7 @@ from jobs.propose import BYTES_PER_BOX, propose_method
 from jobs.shards import MapDataset, map_dataset
 from jobs.train_bbox import bbox_method
 from jobs.train_svm import svm_method
+from storage.columns import no_rows
 from storage.manifest import read_manifest
 from storage.root import Root
 from storage.runs import RunRecord
@@ -140,7 +141,7 @@ def recorded_index(root: Root, record: RunRecord) -> Index:
 
 
 def _sorted(parts: Iterable[pa.Table], layout: pa.Schema) -> pa.Table:
-    table = pa.concat_tables([layout.empty_table(), *(part.cast(layout) for part in parts)])
+    table = pa.concat_tables([no_rows(layout), *(part.cast(layout) for part in parts)])
     order = [("image_id", "ascending"), *([("object_id", "ascending")] if "object_id" in layout.names else [])]
     return table.sort_by(order)
 

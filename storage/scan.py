@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage.columns import no_rows
 from storage.manifest import Manifest, read_manifest
 from storage.root import Root, open_root
 from storage.runs import dataset_record, read_run
@@ -44,7 +45,7 @@ def open(root: Root | str, dataset: str, run: str | None = None) -> ds.Dataset:
     root = _root(root)
     paths = [root.path(key) for key in manifest_of(root, dataset, run).keys]
     if not paths:
-        return ds.dataset(schema(dataset).empty_table())
+        return ds.dataset(no_rows(schema(dataset)))
     return ds.dataset(paths, format="parquet", filesystem=root.arrow_fs())
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage.columns import no_rows
 from storage.root import Root, store_errors
 from storage.tables import table_of
 
@@ -32,7 +33,7 @@ def write_segment(root: Root, dataset: str, method: str, table: pa.Table) -> Non
 def read_segments(root: Root, dataset: str, method: str, schema: pa.Schema, stems: Sequence[str]) -> pa.Table:
     """The rows of those commits, named by ``stems``, that stand in a segment, each once."""
     wanted = pa.array(sorted(stems), pa.string())
-    parts = [schema.empty_table()]
+    parts = [no_rows(schema)]
     keys = [f"{_folder(dataset, method)}/{name}" for name in root.names(_folder(dataset, method))]
     for key in keys:
         try:

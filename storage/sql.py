@@ -6,6 +6,7 @@ import glob
 
 import duckdb
 
+from storage.columns import no_rows
 from storage.manifest import read_manifest
 from storage.root import Root, StorageError
 from storage.runs import read_run
@@ -29,7 +30,7 @@ def connect(root: Root, run: str | None = None) -> duckdb.DuckDBPyConnection:
         found = True
         keys = read_manifest(root, dataset, entry.method, entry.manifest).keys
         if not keys:
-            connection.register(dataset, schema(dataset).empty_table())
+            connection.register(dataset, no_rows(schema(dataset)))
             continue
         paths = ", ".join("'" + _pattern(root, key).replace("'", "''") + "'" for key in keys)
         connection.execute(f"create view {dataset} as select * from read_parquet([{paths}])")

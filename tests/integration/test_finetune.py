@@ -19,6 +19,8 @@ from pipeline.images import decode_image
 from storage.columns import boxes_of, vectors_of
 from tests.project import Project, last_json, sets
 
+pytestmark = pytest.mark.slow
+
 SCALES = (128, 160)
 
 
@@ -205,7 +207,6 @@ def test_a_rate_that_is_too_high_ends_the_run_with_what_to_do(tuned, capsys):
     assert "train at a lower one" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_schedules_are_chosen_on_held_out_images_and_a_hopeless_rate_is_passed_over(tuned, capsys):
     changes = sets(
         "finetune.schedule=plateau",
@@ -225,7 +226,6 @@ def test_schedules_are_chosen_on_held_out_images_and_a_hopeless_rate_is_passed_o
     assert all(row["held_out_loss"] is None for row in curve if row["phase"] == "final")
 
 
-@pytest.mark.slow
 def test_two_workers_train_one_head(tuned, tmp_path):
     other = tuned.clone(tmp_path, without=("training_curve", "head"))
     assert other.spp("run", *sets("execution.train_workers=2", "execution.train_threads=1")) == 0
@@ -237,7 +237,6 @@ def test_two_workers_train_one_head(tuned, tmp_path):
     assert other.record().datasets["metrics"].quality["map_11"] > 0.5
 
 
-@pytest.mark.slow
 def test_warped_windows_go_through_all_stages(make_project):
     project = make_project()
     small = ("proposals.max_per_image=20", "head.sizes=[32,32]", "finetune.schedule=[[0.003, 40]]")
@@ -247,7 +246,6 @@ def test_warped_windows_go_through_all_stages(make_project):
     assert project.spp("verify") == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("before", ["extract", "finetune"])
 def test_an_image_that_failed_is_in_the_ledger_and_is_drawn_from_once_it_is_mended(extracted, tmp_path, capsys, before):
     """It breaks ahead of ``extract``, so that it has no features either, or only ahead of ``finetune``."""

@@ -58,7 +58,7 @@ def test_help_loads_the_command_line_alone(shell):
 
 
 def test_who_looks_at_a_run_loads_what_shows_it(shell, finished):
-    assert not shell.loaded(finished, "status") & (HEAVY | {"duckdb", "PIL"})
+    assert not shell.loaded(finished, "status") & (HEAVY | {"duckdb", "PIL", "pandas"})
     assert not shell.loaded(finished, "files", "features") & (HEAVY | {"duckdb", "PIL"})
     asked = shell.loaded(finished, "query", "select count(*) from images")
     assert "duckdb" in asked
@@ -71,7 +71,7 @@ def test_a_plan_reads_weights_once(shell, finished, project):
     assert not shell.loaded(project, "plan") & HEAVY, "of a root that is empty"
 
 
-@pytest.mark.parametrize("name", ["finished", "tuned"])
+@pytest.mark.parametrize("name", ["finished", pytest.param("tuned", marks=pytest.mark.slow)])
 def test_a_run_with_nothing_to_do_starts_no_ray(name, shell, request, tmp_path):
     project = request.getfixturevalue(name).clone(tmp_path / "clone")
     before = project.all_commits()

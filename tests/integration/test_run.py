@@ -83,6 +83,7 @@ def test_an_actor_of_two_cores_gives_what_one_of_one_core_gives(cloned, tmp_path
         assert cloned.table(dataset).equals(other.table(dataset)), dataset
 
 
+@pytest.mark.slow
 def test_an_added_image_runs_only_the_shards_that_hold_it(cloned):
     before = {dataset: cloned.commits(dataset) for dataset in ("proposals", "features", "truth_features")}
     cloned.data.add("im-002b", "test", [("square", 11, 21, 50, 60)])
@@ -106,6 +107,7 @@ def test_a_changed_label_runs_only_the_truth_features_of_its_shard(cloned):
     assert (row["class_name"], row["box"]) == ("slab", {"x1": 11, "y1": 21, "x2": 60, "y2": 70})
 
 
+@pytest.mark.slow
 def test_a_changed_split_extracts_no_proposal_again(cloned):
     before = {dataset: cloned.commits(dataset) for dataset in ("proposals", "features")}
     cloned.data.move("im-003", "trainval", "test")
@@ -114,6 +116,7 @@ def test_a_changed_split_extracts_no_proposal_again(cloned):
     assert "im-003" not in cloned.table("truth_features")["image_id"].to_pylist()
 
 
+@pytest.mark.slow
 def test_a_changed_pyramid_extracts_but_does_not_propose(cloned):
     proposals, features = cloned.commits("proposals"), cloned.commits("features")
     assert cloned.spp("run", *EXTRACT, "--set", "features.pyramid=[3, 1]") == 0

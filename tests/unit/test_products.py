@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from pipeline.products import COLUMNS, Linear, one_thread, product, share_out
-from tests.sensitive_numbers import EXACT, PIECES, Numbers, of_bodies, tolerance
+from tests.sensitive_numbers import EXACT, PIECES, Numbers, of_bodies, of_proposals, tolerance
 
 HOME = Path(__file__).parents[2]
 
@@ -59,7 +59,15 @@ def blas_threads() -> set[int]:
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 
-@pytest.mark.parametrize("piece", PIECES, ids=lambda piece: piece.__name__)
+SLOW = (of_proposals, of_bodies)
+"""Selective search is compiled first, which takes longer than all others together."""
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [pytest.param(piece, marks=pytest.mark.slow) if piece in SLOW else piece for piece in PIECES],
+    ids=lambda piece: piece.__name__,
+)
 def test_the_number_of_threads_changes_no_number(piece, threads):
     found = []
     for count in (1, 2, 4):
