@@ -2,7 +2,7 @@
 
     python -m benchmarks.extract [--data DIR] [--images N] [--body NAME] [--rounds N] [--json]
 
-Ours: ``jobs.feature_actor.FeatureActor`` in this process, two shards in hand as under Ray: reads proposals and images,
+Ours: ``jobs.features.actor.FeatureActor`` in this process, two shards in hand as under Ray: reads proposals and images,
 decodes, runs the body once per image and scale, pools, encodes Parquet with zstd, hashes, publishes, commits.
 Peer: the same body and pooling on decoded images, into a reused buffer, one image after the other.
 The ratio is the share of the bare loop's images/s that the actor keeps; with a second core it can exceed the share
@@ -24,10 +24,14 @@ import torch
 
 from benchmarks.comparison import report, take_turns, timed_case
 from benchmarks.pooling import VOC_SUBSET
-from jobs.extract import ActorSettings, ExtractShard, FeaturesConfig, file_metadata, load_body, vector_length
-from jobs.feature_actor import FeatureActor
-from jobs.imagefile import ImageFile, read_image
-from jobs.propose import ProposalsConfig, ProposeShard, propose_shard
+from jobs.config.features import FeaturesConfig
+from jobs.config.proposals import ProposalsConfig
+from jobs.dataset.image_file import ImageFile, read_image
+from jobs.features.actor import FeatureActor
+from jobs.features.body import load_body
+from jobs.features.method import file_metadata, vector_length
+from jobs.features.shard import ActorSettings, ExtractShard
+from jobs.proposals.task import ProposeShard, propose_shard
 from pipeline.boxes import Boxes
 from pipeline.phases import PhaseClock
 from storage.columns import boxes_of, vectors_of

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from pipeline.images import RGB
-from pipeline.proposals import propose
-from pipeline.selective_search import SelectiveSearch
+from pipeline.images.decode import RGB
+from pipeline.proposals.methods import propose
+from pipeline.proposals.selective_search import SelectiveSearch
 
 
 def noise(height: int, width: int) -> RGB:

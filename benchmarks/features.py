@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import pyramid
+from pipeline.spp import pyramid
 from storage.columns import box_column, vector_column, window_column
 from storage.schemas import schema
 

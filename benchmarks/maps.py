@@ -3,9 +3,9 @@
     python -m benchmarks.maps DATASET_FOLDER [--images 40] [--json]
 
 Runs index, propose and extract (efficientnet_lite0 at 480, 2,000 proposals) on the first images of a data set in VOC
-layout, twice on one root: the proposals are shared. Then both are read whole with ``jobs.features.scan``, in turn.
-Ours: ``features.store: maps``. Peer: ``vectors``. Limits: of the bytes, the maps alone; of the scan, handing the pooled
-vectors over once (a copy of as many bytes). Equal: whether every row is the same, bit for bit.
+layout, twice on one root: the proposals are shared. Then both are read whole with ``jobs.features.stored.scan``, in
+turn. Ours: ``features.store: maps``. Peer: ``vectors``. Limits: of the bytes, the maps alone; of the scan, handing the
+pooled vectors over once (a copy of as many bytes). Equal: whether every row is the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.comparison import Case, report, take_turns, timed_case
-from jobs import features
-from jobs.cli import main as spp
+from jobs.cli.main import main as spp
+from jobs.features import stored as features
 from storage.columns import boxes_of, vectors_of, windows_of
 from storage.root import open_root
 from storage.runs import RunRecord, read_run

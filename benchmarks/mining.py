@@ -5,7 +5,7 @@
 Writes features of N images (2,000 windows of 12,800 numbers each) to a temporary folder, five times larger than the
 memory given.
 
-Time: one pass of ``jobs.mining.mine``, without any training, over some shards, with SVMs of random weights that find
+Time: one pass of ``jobs.svm.tasks.mine``, without any training, over some shards, with SVMs of random weights that find
 one window in two hundred hard. Ours: 20 classes together. Peer: one class after another, 20 times the time of one.
 Limit: reading the same features once. Equal: whether both find the same windows. Exits with 1 if 20 classes together
 take more than twice the time of one.
@@ -35,16 +35,17 @@ import torch
 
 from benchmarks.comparison import Case, report, take_turns
 from benchmarks.features import DIM, LAYOUT, rows_of
-from jobs import mining
-from jobs.config import RunConfig
-from jobs.execution import RaySession
-from jobs.features import FeatureShard
-from jobs.index import Index
-from jobs.stages import Invocation
-from jobs.svm_training import train_svms
-from jobs.training_data import ImageObjects, TrainingShard
-from pipeline.mining import NegativeRules
-from pipeline.scoring import LinearScorer
+from jobs.config.run_config import RunConfig
+from jobs.dataset.index import Index
+from jobs.dataset.objects import ImageObjects
+from jobs.execution.session import RaySession
+from jobs.features.stored import FeatureShard
+from jobs.features.training_data import TrainingShard
+from jobs.record.invocation import Invocation
+from jobs.svm import tasks as mining
+from jobs.svm.driver import train_svms
+from pipeline.detection.mining import NegativeRules
+from pipeline.detection.scoring import LinearScorer
 from storage.columns import boxes_of, vectors_of
 from storage.manifest import fold
 from storage.root import Root, open_root

@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from torchvision.ops import roi_pool
 
 from benchmarks.comparison import Case, report, take_turns, timed_case
-from jobs.drawing import draw_scene
-from pipeline import pyramid
+from jobs.demo.drawing import draw_scene
 from pipeline.bodies import BODIES, Body, load_state
-from pipeline.extraction import RegionExtractor
-from pipeline.images import RGB, decode_image
-from pipeline.proposals import propose, seed_of
-from pipeline.selective_search import SelectiveSearch
-from pipeline.windows import Windows
+from pipeline.features.regions import RegionExtractor
+from pipeline.images.decode import RGB, decode_image
+from pipeline.proposals.methods import propose, seed_of
+from pipeline.proposals.selective_search import SelectiveSearch
+from pipeline.spp import pyramid
+from pipeline.spp.windows import Windows
 
 SCALE = 688
 VOC_SUBSET = Path(__file__).parents[2] / "shared/data/voc_subset/VOCdevkit/VOC2012/JPEGImages"

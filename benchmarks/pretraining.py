@@ -24,14 +24,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jobs.printing import print_table
-from jobs.training_data import is_held_out
+from jobs.console.tables import print_table
+from jobs.dataset.objects import is_held_out
 from pipeline.bodies import body_spec
-from pipeline.images import RGB, decode_image
-from pipeline.mini_batches import LabelledImages
-from pipeline.pretraining import EpochPoint, Recipe, hits, train
-from pipeline.scored_views import score_views
-from pipeline.spp_network import new_network
+from pipeline.images.decode import RGB, decode_image
+from pipeline.network.spp_network import new_network
+from pipeline.training.mini_batches import LabelledImages
+from pipeline.training.pretraining import EpochPoint, Recipe, hits, train
+from pipeline.training.scored_views import score_views
 
 ROWS = {
     "no SPP": ("fixed", "single"),
@@ -56,7 +56,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     paths = sorted(path for path in options.data.glob("*/*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     names = sorted({path.parent.name for path in paths})
-    ids = {path: f"{path.parent.name}/{path.stem}" for path in paths}  # as jobs.index names them
+    ids = {path: f"{path.parent.name}/{path.stem}" for path in paths}  # as jobs.dataset.index names them
     held_out = [path for path in paths if is_held_out(options.held_out, options.seed, ids[path])]
     trained_on = sorted(set(paths).difference(held_out))
     images, tested = _images(trained_on, names), _images(held_out, names)

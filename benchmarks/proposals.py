@@ -36,9 +36,10 @@ from rich.progress import track
 from rich.table import Table
 
 from pipeline.boxes import Boxes
-from pipeline.images import RGB, decode_image
+from pipeline.images.decode import RGB, decode_image
+from pipeline.images.voc_annotation import parse_annotation
 from pipeline.phases import PhaseClock
-from pipeline.proposals import (
+from pipeline.proposals.methods import (
     AlpacaSelectiveSearch,
     OpenCVSelectiveSearch,
     ProposalMethod,
@@ -46,10 +47,9 @@ from pipeline.proposals import (
     seed_of,
     shrunk,
 )
-from pipeline.recall import best_overlaps, proposal_quality
-from pipeline.selective_search import Colour, SelectiveSearch, regions, segmentation
-from pipeline.selective_search.conversion import converted
-from pipeline.voc import parse_annotation
+from pipeline.proposals.recall import best_overlaps, proposal_quality
+from pipeline.proposals.selective_search import Colour, SelectiveSearch, regions, segmentation
+from pipeline.proposals.selective_search.conversion import converted
 
 BINS = regions.COLOUR + regions.TEXTURE
 OURS, PEER = "fast", "OpenCV (50, 50)"

@@ -6,10 +6,10 @@ AlexNet with random weights, the same for both; real windows, up to 2,000 an ima
 have most of them (of the first ones by name, four for each that is taken). Same processor, same number of threads: one
 for the body, on both sides (``pipeline.products``), as many as given for pooling and what comes after it.
 
-R-CNN: ``pipeline.warping``, every window warped to 224 x 224 and through the body, so many at a time as is fastest
-(searched first), its warping (one thread: OpenCV finds too little in a window for two) apart from its conv. Its pool5
-is the body's own last pooling, 9,216 numbers. It takes minutes: so that whatever disturbs the machine disturbs both
-sides alike, a round has a part of its windows, drawn at random, whose seconds count for all, and in the end every
+R-CNN: ``pipeline.features.warping``, every window warped to 224 x 224 and through the body, so many at a time as is
+fastest (searched first), its warping (one thread: OpenCV finds too little in a window for two) apart from its conv. Its
+pool5 is the body's own last pooling, 9,216 numbers. It takes minutes: so that whatever disturbs the machine disturbs
+both sides alike, a round has a part of its windows, drawn at random, whose seconds count for all, and in the end every
 window has had its turn.
 
 Ours: ``RegionExtractor``, 12,800 numbers a window, resizing and pooling included, at one scale (688) and at the
@@ -46,18 +46,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.comparison import Case, Sample, report, take_turns
 from benchmarks.pooling import VOC_SUBSET, read_images
-from pipeline import pyramid
 from pipeline.bodies import BODIES, Body, BodySpec, load_state
 from pipeline.boxes import Boxes, as_boxes
-from pipeline.extraction import RegionExtractor
-from pipeline.head import SIZES, Embedder, Head, compressed, new_head
-from pipeline.images import RGB
+from pipeline.detection.scoring import LinearScorer
+from pipeline.features.regions import RegionExtractor
+from pipeline.features.warping import WarpExtractor, warp
+from pipeline.images.decode import RGB
+from pipeline.network.head import SIZES, Embedder, Head, compressed, new_head
 from pipeline.phases import PhaseClock
-from pipeline.proposals import propose, seed_of
-from pipeline.scoring import LinearScorer
-from pipeline.selective_search import SelectiveSearch
-from pipeline.warping import WarpExtractor, warp
-from pipeline.windows import scaled_size
+from pipeline.proposals.methods import propose, seed_of
+from pipeline.proposals.selective_search import SelectiveSearch
+from pipeline.spp import pyramid
+from pipeline.spp.windows import scaled_size
 
 SCALES = {"1 scale": (688,), "5 scales": (480, 576, 688, 864, 1200)}
 WANTED = {"1 scale": 100, "5 scales": 15}

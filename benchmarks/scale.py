@@ -34,16 +34,16 @@ import psutil
 import pyarrow as pa
 import ray
 
-from jobs.config import RunConfig
-from jobs.crews import ActorCrew
-from jobs.execution import ExecutionConfig
-from jobs.extract import ExtractShard
-from jobs.index import Index
-from jobs.progress import ProgressReport
-from jobs.shardloop import ShardLoop
-from jobs.shards import MapDataset, map_dataset, survey
-from jobs.stages import Invocation
-from jobs.works import works_of
+from jobs.config.execution import ExecutionConfig
+from jobs.config.run_config import RunConfig
+from jobs.dataset.index import Index
+from jobs.features.shard import ExtractShard
+from jobs.record.invocation import Invocation
+from jobs.run.shard_work import works_of
+from jobs.shards.crews import ActorCrew
+from jobs.shards.loop import ShardLoop
+from jobs.shards.progress import ProgressReport
+from jobs.shards.survey import MapDataset, map_dataset, survey
 from storage.commits import Commit, new_attempt
 from storage.root import open_root
 from storage.schemas import schema

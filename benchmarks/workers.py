@@ -22,11 +22,14 @@ import ray
 from benchmarks.comparison import Case, report, take_turns
 from benchmarks.extract import METHOD, Prepared, prepare
 from benchmarks.pooling import VOC_SUBSET
-from jobs.crews import ActorCrew
-from jobs.execution import ExecutionConfig
-from jobs.extract import ActorSettings, ExtractShard, FeaturesConfig, file_metadata, load_body
-from jobs.feature_actor import FeatureActor
-from jobs.shardloop import ShardLoop, Work
+from jobs.config.execution import ExecutionConfig
+from jobs.config.features import FeaturesConfig
+from jobs.features.actor import FeatureActor
+from jobs.features.body import load_body
+from jobs.features.method import file_metadata
+from jobs.features.shard import ActorSettings, ExtractShard
+from jobs.shards.crews import ActorCrew
+from jobs.shards.loop import ShardLoop, Work
 from storage.root import open_root
 
 

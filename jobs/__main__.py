@@ -6,7 +6,7 @@ from jobs import preflight
 def main() -> None:
     """Run the command line; exits with its code."""
     preflight.check()
-    from jobs.cli import main as command_line
+    from jobs.cli.main import main as command_line
 
     raise SystemExit(command_line())
 

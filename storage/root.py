@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-import itertools
 import os
 import re
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -227,17 +225,15 @@ class Root:
 
     def _upload(self, source: Path, target: str) -> None:
         """PUT a whole file, again if that fails for a reason that may pass: a PUT may be repeated without harm."""
-        for attempt in itertools.count():
-            try:
-                self.fs.put_file(str(source), target)
-                return
-            except store_errors() as error:
-                lasting = isinstance(error, (PermissionError, FileNotFoundError)) or (
-                    isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-                )
-                if lasting or attempt == len(_UPLOAD_DELAYS):
-                    raise
-                time.sleep(_UPLOAD_DELAYS[attempt])
+        from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
+
+        attempts = Retrying(
+            retry=retry_if_exception(_may_pass),
+            wait=wait_chain(*map(wait_fixed, _UPLOAD_DELAYS)),
+            stop=stop_after_attempt(1 + len(_UPLOAD_DELAYS)),
+            reraise=True,
+        )
+        attempts(self.fs.put_file, str(source), target)
 
     def files(self, key: str) -> Iterator[StoredFile]:
         """All files under the folder ``key``, hidden ones too; none if it does not exist."""
@@ -306,6 +302,14 @@ class Root:
 
     def __repr__(self) -> str:
         return f"Root({self.url!r})"
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a store's error is of a kind that goes away by itself: not a missing right or bucket, not a full disk."""
+    if isinstance(error, (PermissionError, FileNotFoundError)):
+        return False
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return isinstance(error, store_errors()) and not full
 
 
 def _modified(info: Mapping[str, Any]) -> float:

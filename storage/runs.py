@@ -161,7 +161,8 @@ def dataset_record(record: RunRecord, dataset: str) -> DatasetRecord:
     if dataset == "features" and found is None and "windows" in record.datasets:
         raise StorageError(
             f"run {record.name!r} holds its features as conv maps (datasets maps and windows); "
-            f"`spp extract --set features.store=vectors` makes vectors of them, jobs.features.scan pools while reading"
+            f"`spp extract --set features.store=vectors` makes vectors of them, "
+            f"jobs.features.stored.scan pools while reading"
         )
     if found is None or found.manifest is None:
         stage = _STAGE.get(dataset, "extract")

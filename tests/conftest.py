@@ -107,8 +107,8 @@ def embedded_ray(run_folder: Path, aws_files: Path) -> Iterator[None]:
 
 def _compile_search() -> None:
     """Have numba compile the search for proposals once, and not in each worker of Ray."""
-    from pipeline.proposals import propose
-    from pipeline.selective_search import SelectiveSearch
+    from pipeline.proposals.methods import propose
+    from pipeline.proposals.selective_search import SelectiveSearch
 
     image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     propose(SelectiveSearch(), image, seed=0, min_side=10, max_boxes=60)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import yaml
 
 import storage
-from jobs.cli import main
+from jobs.cli.main import main
 from storage.root import open_root
 from storage.tensors import read_tensors
 from tests.voc_folder import VocFolder, small_data_set

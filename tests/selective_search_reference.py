@@ -1,4 +1,5 @@
-"""Selective search as its papers tell it, slow and plain, for tests to compare ``pipeline.selective_search`` with.
+"""Selective search as its papers tell it, slow and plain, for tests to compare ``pipeline.proposals.selective_search``
+with.
 
 Sets of pixels and exact fractions in place of union-find, heaps and chained lists; every step looks at all there is and
 takes the best. Nothing of the package is used. What the papers leave open (rounding, the order of equals) is as the

@@ -14,18 +14,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import box_regression, finetuning
 from pipeline.bodies import BODIES, Body, load_state
-from pipeline.classification import products
-from pipeline.extraction import RegionExtractor
-from pipeline.head import Embedder, compressed, new_head
-from pipeline.proposals import propose, seed_of
-from pipeline.scored_views import score_views
-from pipeline.scoring import LinearScorer, mean_norm
-from pipeline.selective_search import SelectiveSearch
-from pipeline.spp_network import new_network
-from pipeline.svm import GramSolver, LinearSvcSolver, SvmProblem, solve_products
-from pipeline.warping import WarpExtractor
+from pipeline.detection import box_regression
+from pipeline.detection.scoring import LinearScorer, mean_norm
+from pipeline.detection.svm import GramSolver, LinearSvcSolver, SvmProblem, solve_products
+from pipeline.features.regions import RegionExtractor
+from pipeline.features.warping import WarpExtractor
+from pipeline.measures.classification import products
+from pipeline.network.head import Embedder, compressed, new_head
+from pipeline.network.spp_network import new_network
+from pipeline.proposals.methods import propose, seed_of
+from pipeline.proposals.selective_search import SelectiveSearch
+from pipeline.training import finetuning
+from pipeline.training.scored_views import score_views
 
 Numbers = dict[str, NDArray]
 

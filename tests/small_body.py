@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from pipeline.bodies import BodySpec
-from pipeline.receptive_field import Layer
+from pipeline.spp.receptive_field import Layer
 
 
 class _Network(nn.Module):

@@ -7,7 +7,7 @@ from torch import nn
 from pipeline.bodies.body import IMAGENET_MEAN, IMAGENET_STD, BodySpec, State
 from pipeline.bodies.weights import download_state
 from pipeline.published_weights import URLS
-from pipeline.receptive_field import Layer
+from pipeline.spp.receptive_field import Layer
 
 
 class AlexNetBody(nn.Module):

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pipeline.images import RGB
+from pipeline.images.decode import RGB
 from pipeline.products import one_torch_thread
-from pipeline.receptive_field import Geometry, Layer, geometry, map_length, smallest_input
-from pipeline.windows import scaled_size
+from pipeline.spp.receptive_field import Geometry, Layer, geometry, map_length, smallest_input
+from pipeline.spp.windows import scaled_size
 
 State = Mapping[str, torch.Tensor]
 

@@ -19,7 +19,7 @@ from torch import nn
 from pipeline.bodies.body import BodySpec
 from pipeline.bodies.caffe_layers import RELEASED_MEAN, RELEASED_STD, WithinChannelNorm, initialised
 from pipeline.bodies.weights import FC_LAYERS, unpublished
-from pipeline.receptive_field import Layer
+from pipeline.spp.receptive_field import Layer
 
 
 class Convnet5Body(nn.Module):

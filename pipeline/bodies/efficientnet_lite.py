@@ -19,7 +19,7 @@ from torch import nn
 from pipeline.bodies.body import BodySpec, State, fold_norm
 from pipeline.bodies.weights import WeightsError, read_state
 from pipeline.published_weights import PACKAGES, package_file
-from pipeline.receptive_field import Layer
+from pipeline.spp.receptive_field import Layer
 
 
 class _Variant(NamedTuple):

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from pipeline.receptive_field import Layer, map_length
+from pipeline.spp.receptive_field import Layer, map_length
 
 MAX_SIZE = 4096
 """Receptive fields of more pixels count as the whole image."""

@@ -7,7 +7,7 @@ from torch import nn
 from pipeline.bodies.body import IMAGENET_MEAN, IMAGENET_STD, BodySpec, State, fold_norm
 from pipeline.bodies.weights import download_state
 from pipeline.published_weights import URLS
-from pipeline.receptive_field import Layer
+from pipeline.spp.receptive_field import Layer
 
 _BLOCK = Layer(3, padding=1)  # the one convolution of a bottleneck that is not 1x1; shortcuts are centred alike
 _STRIDED_BLOCK = Layer(3, stride=2, padding=1)

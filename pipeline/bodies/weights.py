@@ -6,7 +6,7 @@ A file of a whole network of ours (``save_network``) is a ``.safetensors`` with 
 - ``spp.schema_version``: "1";
 - ``spp.body``: the name of the body;
 - ``spp.levels``: of the pyramid, "6,3,2,1";
-- ``spp.order``: of fc6's columns, "level,bin,channel" (``pipeline.pyramid``'s) or "level,channel,bin";
+- ``spp.order``: of fc6's columns, "level,bin,channel" (``pipeline.spp.pyramid``'s) or "level,channel,bin";
 - ``spp.classes``: the names of fc8's outputs, a JSON list.
 """
 
@@ -28,11 +28,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save, save_file
 
 from pipeline.bodies.body import BodySpec, State
-from pipeline.classifier import Classifier, Order
+from pipeline.bodies.classifier import Classifier, Order
 
 SCHEMA_VERSION = "1"
 FC_LAYERS = ("fc6", "fc7", "fc8")
-"""As they are called in a state dict of a network of ours, and in ``pipeline.head.Head``."""
+"""As they are called in a state dict of a network of ours, and in ``pipeline.network.head.Head``."""
 
 _FC_ENTRIES = tuple(f"{layer}.{kind}" for layer in FC_LAYERS for kind in ("weight", "bias"))
 _ORDERS: dict[str, Order] = {"level,bin,channel": "bin-major", "level,channel,bin": "channel-major"}
@@ -87,8 +87,8 @@ def load_classifier(spec: BodySpec, weights: str) -> Classifier | None:
     """The fully connected layers that come with a body's weights, named fc6, fc7, fc8; None if there are none.
 
     ``weights`` as for ``load_state``. A file of ``save_network`` tells levels and order itself. Of other state dicts,
-    those that name their layers fc6, fc7, fc8 are taken to be in our order (``pipeline.released_order`` converts the
-    released one), their levels inferred from fc6's columns; torchvision's are channel-major over 6 x 6.
+    those that name their layers fc6, fc7, fc8 are taken to be in our order (``pipeline.network.released_order``
+    converts the released one), their levels inferred from fc6's columns; torchvision's are channel-major over 6 x 6.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def save_network(
     ----------
     target : a path that ends in .safetensors, or a binary file open for writing, such as ``io.BytesIO()``.
     state : the entries of the body, named as in ``spec.build()``, and weights and biases of fc6, fc7 and fc8, or none
-        of these. fc6 takes the vectors of ``pipeline.pyramid`` as they are, not multiplied by anything.
+        of these. fc6 takes the vectors of ``pipeline.spp.pyramid`` as they are, not multiplied by anything.
     levels : of the pyramid, in the order of those vectors.
     class_names : of fc8's outputs, in order; may be left out.
 

@@ -11,10 +11,11 @@ import json
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests import REPOSITORY
 
 STORE = 100 * 1024 * 1024
 """Object store of a node."""
@@ -46,7 +47,7 @@ class LocalCluster:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.local_cluster", json.dumps(head)],
             env=environment,
-            cwd=Path(__file__).parents[2],
+            cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -11,12 +11,12 @@ from typing import Any
 
 import ray
 
-from jobs.config import RunConfig
-from jobs.crews import ActorCrew, TaskCrew
-from jobs.execution import RaySession
-from jobs.extract import LoadedBody
-from jobs.stages import Invocation
-from jobs.works import actor_crew
+from jobs.config.run_config import RunConfig
+from jobs.execution.session import RaySession
+from jobs.features.body import LoadedBody
+from jobs.features.crew import actor_crew
+from jobs.record.invocation import Invocation
+from jobs.shards.crews import ActorCrew, TaskCrew
 from pipeline.bodies import body_spec
 from storage.root import open_root
 from tests.cluster.commands import wait_until

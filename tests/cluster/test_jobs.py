@@ -19,12 +19,12 @@ from pathlib import Path
 import pytest
 
 from storage.runs import RunRecord
+from tests import REPOSITORY
 from tests.cluster.commands import BIN, PATIENCE, SPP, DisturbedProject, disturbed_project, wait_until
 from tests.cluster.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.alone]
 
-HOME = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 
@@ -48,7 +48,7 @@ class JobServer:
 
     def submit(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Submit a command, and follow its log to the end."""
-        return self.ray_job("submit", "--working-dir", HOME, "--", *command)
+        return self.ray_job("submit", "--working-dir", REPOSITORY, "--", *command)
 
     def driver_exit_code(self, output: str) -> int | None:
         """What the submitted command itself returned; ``ray job submit`` makes 1 of every failure."""
@@ -180,7 +180,15 @@ def stopped(server, scenes, tmp_path_factory) -> tuple[DisturbedProject, RunReco
     """A project whose run was submitted and stopped in the middle, and the record that this left."""
     project = disturbed_project(tmp_path_factory.mktemp("stopped"), scenes)
     project.hold_extraction()
-    job = ("--no-wait", "--submission-id", "stopped", "--working-dir", HOME, "--", *entry_point(project, "extract"))
+    job = (
+        "--no-wait",
+        "--submission-id",
+        "stopped",
+        "--working-dir",
+        REPOSITORY,
+        "--",
+        *entry_point(project, "extract"),
+    )
     submitted = server.ray_job("submit", *job)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     wait_until(project.in_mid_extract)

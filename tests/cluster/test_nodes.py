@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 import pytest
 
+from tests import REPOSITORY
 from tests.cluster.commands import (
     EXTRACTED,
     FINETUNED,
@@ -27,8 +27,6 @@ from tests.cluster.commands import (
 from tests.cluster.local_cluster import LocalCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.alone]
-
-HOME = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +151,7 @@ def ballast(cluster: LocalCluster) -> Iterator[None]:
     """Every object that comes to the cluster drives another one out to the disk."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.cluster.ballast", cluster.address],
-        cwd=HOME,
+        cwd=REPOSITORY,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -192,7 +190,7 @@ def placements() -> dict[str, dict]:
     started = {
         scenario: subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.placement", scenario],
-            cwd=HOME,
+            cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -23,7 +23,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from jobs.cli import main
+from jobs.cli.main import main
 from pipeline.bodies.weights import read_state
 from storage.commits import winners
 from tests.cluster.commands import MODELS, SPP, disturbed_project, wait_until

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import precision_recall_curve
 
 import storage
-from jobs.cli import main
+from jobs.cli.main import main
 from storage.root import Root, open_root
 from storage.sql import connect
 from tests.voc_folder import VocFolder

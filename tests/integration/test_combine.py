@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import storage
-from jobs.cli import main
-from jobs.combine import combine, combine_command, compare
+from jobs.cli.main import main
+from jobs.compare.combine import combine, combine_command, compare
 from jobs.errors import UsageError
-from jobs.measured import is_behind
+from jobs.record.combination import is_behind
 from pipeline.boxes import as_boxes, iou
 from storage.check import check_dataset
 from storage.root import Root, StorageError

@@ -7,7 +7,7 @@ import time
 import pytest
 import ray
 
-from jobs.crews import ActorCrew
+from jobs.shards.crews import ActorCrew
 
 LONG = 300.0
 """Seconds after which a test says that nothing came."""

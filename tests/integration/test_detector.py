@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from jobs.config import load_config
-from pipeline.svm import GramSolver
+from jobs.config.run_config import load_config
+from pipeline.detection.svm import GramSolver
 from tests.project import Project, last_json
 
 MODELS = ("svms", "regressors", "detections", "metrics")

@@ -13,9 +13,9 @@ import torch
 
 from pipeline.bodies import Body, body_spec, load_classifier, load_state, save_network
 from pipeline.boxes import iou
-from pipeline.extraction import RegionExtractor
-from pipeline.head import Embedder, head_of, over_array, pretrained_head
-from pipeline.images import decode_image
+from pipeline.features.regions import RegionExtractor
+from pipeline.images.decode import decode_image
+from pipeline.network.head import Embedder, head_of, over_array, pretrained_head
 from storage.columns import boxes_of, vectors_of
 from tests.project import Project, last_json, sets
 

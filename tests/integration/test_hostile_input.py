@@ -14,23 +14,23 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
 import storage
-from pipeline.images import MAX_PIXELS
-from pipeline.voc import MAX_BYTES
+from pipeline.images.decode import MAX_PIXELS
+from pipeline.images.voc_annotation import MAX_BYTES
 from storage.manifest import read_manifest
 from storage.root import open_root
 from storage.runs import read_run
+from tests import REPOSITORY
 from tests.project import EXTRACT, Project, config_with
 from tests.voc_folder import VocFolder
 
 HEIGHT, WIDTH = 40, 56
-PAGE = Path(__file__).parents[2] / "docs" / "input.md"
+PAGE = REPOSITORY / "docs" / "input.md"
 
 
 @dataclass(frozen=True)

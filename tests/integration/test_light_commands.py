@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import REPOSITORY
 from tests.project import Project
 
 pytestmark = pytest.mark.cluster
@@ -17,6 +18,7 @@ HEAVY = {"torch", "torchvision", "ray", "numba", "llvmlite", "sklearn", "scipy",
 COMMAND = """
 import json, sys
 from jobs.cli import main
+from tests import REPOSITORY
 code = main(sys.argv[1:])
 print(json.dumps({"code": code, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
 """
@@ -31,7 +33,7 @@ class Shell:
     def loaded(self, project: Project | None, *arguments: str) -> set[str]:
         """The packages that a command has imported when it ends; it must end well."""
         place = ("--config", str(project.config), "--root", str(project.root)) if project else ()
-        home = str(Path(__file__).parents[2])
+        home = str(REPOSITORY)
         done = subprocess.run(
             [sys.executable, "-c", COMMAND, *arguments, *place],
             cwd=home,

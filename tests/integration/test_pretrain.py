@@ -16,14 +16,14 @@ from PIL import Image
 from torch import nn
 
 import storage
-from jobs import network_training
-from jobs.config import RunConfig
-from jobs.extract import load_body
-from jobs.network_training import LabelledFiles, TrainNetwork, train_network
-from jobs.training_data import is_held_out
+from jobs.config.run_config import RunConfig
+from jobs.dataset.objects import is_held_out
+from jobs.features.body import load_body
+from jobs.pretrain import worker as network_training
+from jobs.pretrain.worker import LabelledFiles, TrainNetwork, train_network
 from pipeline.bodies import body_spec, load_classifier
 from pipeline.bodies.weights import read_metadata, read_state
-from pipeline.receptive_field import Layer
+from pipeline.spp.receptive_field import Layer
 from storage.tensors import read_tensors
 from tests.project import CONFIG, Project, sets
 from tests.small_body import SMALL_BODY

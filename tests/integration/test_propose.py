@@ -6,10 +6,11 @@ import pyarrow as pa
 import pytest
 
 import storage
-from jobs.propose import ProposalsConfig, propose_method
-from pipeline.images import decode_image
-from pipeline.proposals import propose, seed_of
-from pipeline.selective_search import SelectiveSearch
+from jobs.config.proposals import ProposalsConfig
+from jobs.proposals.method import propose_method
+from pipeline.images.decode import decode_image
+from pipeline.proposals.methods import propose, seed_of
+from pipeline.proposals.selective_search import SelectiveSearch
 
 
 def test_each_box_of_the_search_says_which_hierarchy_found_it_and_where(project):

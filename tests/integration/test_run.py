@@ -8,11 +8,11 @@ import pyarrow.dataset as ds
 import pytest
 
 import storage
-from jobs.config import load_config
-from jobs.extract import load_body
+from jobs.config.run_config import load_config
+from jobs.features.body import load_body
 from pipeline.bodies import Body
-from pipeline.extraction import RegionExtractor
-from pipeline.images import decode_image
+from pipeline.features.regions import RegionExtractor
+from pipeline.images.decode import decode_image
 from storage.runs import write_run
 from tests.project import EXTRACT, Project, last_json, sets
 

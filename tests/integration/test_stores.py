@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import storage
-from jobs import features
+from jobs.features import stored as features
 from tests.project import EXTRACT, Project, config_with, make_project, project_in
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,13 @@ def test_a_submitted_job_uploads_little_and_all_it_needs(tmp_path):
     package = tmp_path / "package.zip"
     create_package(str(tmp_path / "repository"), package, True, excludes=get_runtime_env_default_excludes())
     names = zipfile.ZipFile(package).namelist()
-    assert {"jobs/demo.yaml", "jobs/__main__.py", "configs/voc2007.yaml", "pipeline/voc.py", "storage/root.py"} <= {
-        *names
-    }
+    assert {
+        "jobs/demo/demo.yaml",
+        "jobs/__main__.py",
+        "configs/voc2007.yaml",
+        "pipeline/images/voc_annotation.py",
+        "storage/root.py",
+    } <= {*names}
     assert not any(name.startswith((".venv", ".git/", "tests/", "docs/", "demo/", "data/")) for name in names)
     assert package.stat().st_size < 2_000_000
 

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from jobs.cli import app
-from jobs.config import load_config
+from jobs.cli.app import app
+from jobs.config.run_config import load_config
+from tests import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 HOME_IN_IMAGE = "/home/spp/"
 PINNED = dict(
     line.split("==") for line in (REPOSITORY / "requirements-tested.txt").read_text().splitlines() if "==" in line

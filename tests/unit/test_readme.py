@@ -1,17 +1,16 @@
 """The README's Python runs, its verbs and files exist."""
 
 import re
-from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
-from jobs.cli import app
+from jobs.cli.app import app
 from storage import files
 from storage.root import open_root
+from tests import REPOSITORY
 from tests.stored import store_run
 
-REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 

@@ -1,0 +1,100 @@
+"""What a classification came to: each layer of each view, over all splits; read from what is stored, and printed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.classify.task import HELD_OUT, TEST
+from jobs.config.run_config import RunConfig
+from jobs.console.tables import print_table
+from pipeline.features.whole_image import whole_layers
+from storage.root import Root
+from storage.runs import RunRecord, dataset_record
+from storage.scan import scan_file
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A layer of a view: the mean over splits, and their standard deviation (0 of a single one).
+
+    ``held_out``: the mean on parts of the training images, where a short side is chosen by it.
+    """
+
+    view: str
+    layer: str
+    mean: float
+    deviation: float
+    splits: int
+    held_out: float | None = None
+
+
+def measure_of(config: RunConfig) -> str:
+    """The column of ``classification`` that its protocol reports."""
+    return "ap_11" if config.classify.protocol == "voc07" else "accuracy"
+
+
+def class_means(table: pa.Table, column: str) -> dict[tuple[str, str, str], list[float]]:
+    """(view, layer, tested on) to the mean over classes of a column, split by split; classes without a value aside."""
+    values: dict[tuple[str, str, str], dict[int, list[float]]] = {}
+    wanted: Sequence[str] = ["view", "layer", "tested_on", "split", column]
+    for row in table.select(wanted).to_pylist():
+        if row[column] is not None:
+            key = (row["view"], row["layer"], row["tested_on"])
+            values.setdefault(key, {}).setdefault(row["split"], []).append(row[column])
+    return {key: [float(np.mean(splits[n])) for n in sorted(splits)] for key, splits in values.items()}
+
+
+def summary(root: Root, keys: Sequence[str], config: RunConfig) -> list[dict[str, Any]]:
+    """Means over splits of what is stored, as JSON values."""
+    tables = [table for key in keys for table in scan_file(root, key)]
+    means = class_means(pa.concat_tables(tables), measure_of(config))
+    found = []
+    for (view, layer, tested_on), values in means.items():
+        if tested_on == TEST:
+            chosen = means.get((view, layer, HELD_OUT))
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            held_out = statistics.mean(chosen) if chosen else None
+            found.append(asdict(Measured(view, layer, statistics.mean(values), spread, len(values), held_out)))
+    return found
+
+
+def measured_layers(record: RunRecord) -> list[Measured]:
+    """What a run's classification came to."""
+    quality = dataset_record(record, "classification").quality
+    return [Measured(**row) for row in quality["layers"]]
+
+
+def print_classification(record: RunRecord) -> None:
+    """A row per layer and a column per view."""
+    measured = measured_layers(record)
+    config = RunConfig.model_validate(record.config)
+    views = [view for view in config.classify.views if any(one.view == view for one in measured)]
+    layers = {one.layer for one in measured}
+    cells = {(one.layer, one.view): one for one in measured}
+    what = "mean AP (11-point, %)" if config.classify.protocol == "voc07" else "mean class accuracy (%)"
+    count = measured[0].splits
+    print(f"{what}{f', mean and standard deviation of {count} splits' if count > 1 else ''}")
+    print_table(
+        ("layer", *views),
+        [(layer, *(shown(cells.get((layer, view))) for view in views)) for layer in in_order(layers)],
+        1,
+    )
+
+
+def in_order(layers: Iterable[str]) -> list[str]:
+    """Layers as tables show them, shallow to deep: maps by name, then what is pooled of the last."""
+    pooled = whole_layers(("pool", "spp", "fc6", "fc7"))
+    return sorted(layers, key=lambda layer: (pooled.index(layer) + 1 if layer in pooled else 0, layer))
+
+
+def shown(one: Measured | None) -> str:
+    """A cell of a table."""
+    if one is None:
+        return "-"
+    return f"{100 * one.mean:.2f}" + (f" ± {100 * one.deviation:.2f}" if one.splits > 1 else "")

@@ -1,0 +1,85 @@
+"""The command line: ``spp VERB``, the same as ``python -m jobs VERB``.
+
+Results go to standard output, logs and progress to standard error; ``--json`` makes the last line of standard output
+one JSON object. Exit codes: 0 done; 1 failed; 2 usage or config; 3 done, but with failed images.
+
+A verb imports what it needs when it is called, so that ``--help`` loads neither a store nor a stage.
+"""
+
+from __future__ import annotations
+
+import difflib
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from jobs.cli import reports, runs, upkeep  # noqa: F401  (they are where the verbs join the application)
+from jobs.cli.app import app
+from jobs.errors import RunFailed, UsageError
+
+# typer brings its own copy of click or uses the installed one, depending on its version
+_click = sys.modules[typer.BadParameter.__module__]
+
+_INTERRUPT = 130
+"""What typer makes of Ctrl-C."""
+_INTERRUPTED = "interrupted; the same command goes on where it stopped"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code. A user's mistake is one line on standard error."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends as Ctrl-C ends it
+    try:
+        outcome = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        if outcome == _INTERRUPT:
+            return _complain(_INTERRUPTED, 1)
+        return outcome if isinstance(outcome, int) else 0
+    except _click.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    except _click.ClickException as error:
+        return _complain(_usage_message(error), 2)
+    except typer.Exit as error:
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return _complain(_INTERRUPTED, 1)
+    except RunFailed as error:
+        return _complain(str(error), 1)
+    except _mistakes() as error:
+        return _complain(str(error), 2)
+    except _outages() as error:
+        return _complain(f"{type(error).__name__}: {error}; mend that and run the same command again", 1)
+
+
+def _mistakes() -> tuple[type[Exception], ...]:
+    """What a user can mend."""
+    from storage.root import StorageError
+
+    return UsageError, StorageError
+
+
+def _outages() -> tuple[type[Exception], ...]:
+    """What a store raises that cannot be reached or refuses."""
+    from storage.root import store_errors
+
+    return store_errors()
+
+
+def _usage_message(error: Any) -> str:
+    message = " ".join(error.format_message().split())
+    if isinstance(error, _click.UsageError) and message.startswith("No such command"):
+        typed = message.split("'")[1] if "'" in message else ""
+        verbs = sorted(name for name in typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+        close = difflib.get_close_matches(typed, verbs, n=1)
+        hint = f" did you mean {close[0]!r}?" if close else ""
+        return f"unknown verb {typed!r};{hint} verbs: {', '.join(verbs)}"
+    return message
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"spp: error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,220 @@
+"""The verbs that make something."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.cli.app import ConfigOption, JsonOption, RootOption, RunOption, SetOption, UntilOption, app, invocation_of
+from jobs.console.runs import print_failed, print_metrics, print_run
+from jobs.console.tables import print_json
+from jobs.errors import UsageError
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    until: UntilOption = "evaluate",
+    as_json: JsonOption = False,
+) -> int:
+    """Every stage that is not done yet, up to --until STAGE."""
+    return _run(config, root, run_name, set_, None, as_json, until=until)
+
+
+@app.command()
+def retry(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    until: UntilOption = "evaluate",
+    as_json: JsonOption = False,
+) -> int:
+    """Try failed images again; what follows from them is redone, nothing else."""
+    return _run(config, root, run_name, set_, None, as_json, until=until, again=True)
+
+
+def _stage_verb(stage: str, summary: str) -> None:
+    """The verb that runs one stage, called as the stage is."""
+
+    def verb(
+        config: ConfigOption = None,
+        root: RootOption = None,
+        run_name: RunOption = None,
+        set_: SetOption = None,
+        as_json: JsonOption = False,
+    ) -> int:
+        return _run(config, root, run_name, set_, (stage,), as_json)
+
+    app.command(stage, help=summary)(verb)
+
+
+_stage_verb("index", "Read the data set: tables images and objects.")
+_stage_verb("propose", "Boxes that may hold an object; recall and MABO per split.")
+_stage_verb("extract", "One vector per proposal, and per ground-truth box of the training splits.")
+_stage_verb("finetune", "Train the head fc6, fc7, fc8 on windows of the training images.")
+_stage_verb("embed", "Store the outputs of a layer of the head (svm.layer).")
+_stage_verb("train-svm", "One linear SVM per class, with hard negatives.")
+_stage_verb("train-bbox", "One box regressor per class.")
+
+
+@app.command()
+def detect(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    voc: Annotated[str | None, typer.Option("--voc", metavar="FOLDER", help="Also write VOC comp4 files.")] = None,
+    coco: Annotated[str | None, typer.Option("--coco", metavar="FILE", help="Also write COCO results JSON.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """The SVMs and box regressors on the proposals of the test splits."""
+    code = _run(config, root, run_name, set_, ("detect",), as_json and not (voc or coco))
+    if voc or coco:
+        from jobs.evaluate.export import export
+
+        invocation = invocation_of(config, root, run_name, set_)
+        written = export(invocation, voc, coco)
+        for path in written:
+            print(path)
+        print_json(as_json, {"run": invocation.name, "exit_code": code, "files": written})
+    return code
+
+
+@app.command()
+def evaluate(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    detections: Annotated[
+        str | None, typer.Option("--detections", metavar="PATTERN", help="VOC result files of any detector instead.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """VOC average precision per class: of the run's detections, or of result files."""
+    if detections is None:
+        return _run(config, root, run_name, set_, ("evaluate",), as_json)
+    from jobs.config.run_config import load_config
+    from jobs.evaluate.driver import evaluate_result_files
+
+    if config is None:
+        raise UsageError("--config FILE is needed: its dataset section says where the annotations are")
+    measured = evaluate_result_files(load_config(config, set_ or ()), detections)
+    print_metrics(measured)
+    print_json(as_json, measured)
+    return 0
+
+
+@app.command()
+def classify(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try the images that failed again.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Whole images by linear SVMs: VOC 2007's and Caltech-101's protocols, layers by views."""
+    from jobs.classify import driver as classifying
+    from jobs.classify import summary as classification_summary
+
+    invocation = invocation_of(config, root, run_name, set_)
+    record = classifying.classify(invocation, retry)
+    classification_summary.print_classification(record)
+    print_failed(invocation.root, record)
+    print_json(
+        as_json,
+        {
+            "run": record.name,
+            "root": invocation.root.url,
+            "exit_code": record.exit_code or 0,
+            "classification": record.datasets["classification"].quality,
+        },
+    )
+    return record.exit_code or 0
+
+
+@app.command()
+def pretrain(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    export: Annotated[
+        str | None, typer.Option("--export", metavar="FILE", help="Also write the network, as .safetensors.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Train a body and a classifier on labelled images, as on ImageNet, and test them view by view."""
+    from jobs.pretrain import driver as pretraining
+
+    invocation = invocation_of(config, root, run_name, set_)
+    if export is not None:
+        pretraining.check_export(export)
+    record = pretraining.pretrain(invocation)
+    tested = pretraining.print_pretraining(record)
+    print_failed(invocation.root, record)
+    if export is not None:
+        pretraining.export(invocation.root, record, export)
+        print(f"features.weights: {export}")
+    print_json(
+        as_json,
+        {
+            "run": record.name,
+            "root": invocation.root.url,
+            "exit_code": record.exit_code or 0,
+            "network": tested,
+            "exported": export,
+        },
+    )
+    return record.exit_code or 0
+
+
+@app.command()
+def demo(
+    folder: Annotated[str, typer.Option("--root", metavar="FOLDER", help="Where everything goes.")] = "demo",
+    as_json: JsonOption = False,
+) -> int:
+    """Draw a small data set, run the pipeline on it, and show what came of it."""
+    if "://" in folder:
+        raise UsageError(f"--root {folder!r}: the demo draws its pictures into a folder of this machine")
+    from jobs.demo.driver import demo as show
+
+    return show(Path(folder), as_json)
+
+
+def stages_until(last: str, invocation: Any) -> Sequence[str]:
+    from jobs.record.stage import STAGES
+    from jobs.run.stages import run_stages
+
+    if last not in STAGES:
+        raise UsageError(f"--until {last!r}: the stages are {', '.join(STAGES)}")
+    return run_stages(invocation.config, last)
+
+
+def _run(
+    config: str | None,
+    root: str | None,
+    name: str | None,
+    overrides: list[str] | None,
+    stages: Sequence[str] | None,
+    as_json: bool,
+    until: str = "evaluate",
+    again: bool = False,
+) -> int:
+    """Do ``stages``, or (None) those of a run up to ``until``."""
+    from jobs.run import driver as running
+
+    invocation = invocation_of(config, root, name, overrides)
+    chosen = stages_until(until, invocation) if stages is None else stages
+    record = running.run(invocation, chosen, again)
+    made = print_run(invocation.root, record)
+    print_json(as_json, made)
+    return int(made["exit_code"])

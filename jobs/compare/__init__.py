@@ -1,0 +1,1 @@
+"""Runs beside each other: tables, combinations, and what makes runs comparable."""

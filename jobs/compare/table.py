@@ -1,0 +1,323 @@
+"""table: the paper's detection table (Table 9) for the data at hand.
+
+    spp table --config configs/voc2007.yaml --root /data/spp --columns 1-scale,5-scale,R-CNN --markdown table.md
+
+Each cell is a run of its own, ``<run>.<column>.<row>``, made if it is not there yet: all share proposals, and those of
+a column features, training windows and head. Rows: pool5, fc6 (where the body's weights bring one), ftfc6, ftfc7 and
+ftfc7 bb, the only one whose boxes are regressed. Columns: one scale, five scales, and R-CNN, whose windows are warped.
+Beside each mean average precision stands its 95% interval, and below the table those of the differences: by bootstrap,
+all cells on the same resamples of the test images. Seconds are of one worker, per image, of a column's last row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from jobs.compare.measured_run import check_current, check_same, matched_detections, read_measured
+from jobs.config.run_config import RunConfig
+from jobs.console.tables import markdown_table, print_table
+from jobs.dataset.stored import recorded_index
+from jobs.errors import UsageError
+from jobs.features.body import identify_body
+from jobs.record.invocation import Invocation
+from jobs.run.driver import run
+from jobs.run.stages import run_stages
+from storage.root import Root
+from storage.runs import DatasetRecord, RunRecord, read_run, run_names
+
+if TYPE_CHECKING:
+    from pipeline.measures.bootstrap import Bootstrap
+
+ROWS: dict[str, dict[str, Any]] = {
+    "pool5": {"svm": {"layer": "pool5"}, "detect": {"regress": False}},
+    "fc6": {"svm": {"layer": "fc6"}, "detect": {"regress": False}},
+    "ftfc6": {"svm": {"layer": "ftfc6"}, "detect": {"regress": False}},
+    "ftfc7": {"svm": {"layer": "ftfc7"}, "detect": {"regress": False}},
+    "ftfc7 bb": {"svm": {"layer": "ftfc7"}, "detect": {"regress": True}},
+}
+"""Row to what it changes of the config."""
+
+COLUMNS = ("1-scale", "5-scale", "R-CNN")
+
+ONE_SCALE = (688,)
+FIVE_SCALES = (480, 576, 688, 864, 1200)
+"""The paper's, where the config has another number of scales."""
+
+PHASES = ("conv", "pool", "fc", "SVM", "NMS", "bbox")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of the table; AP of each class and their mean are None where no test image shows an object."""
+
+    row: str
+    column: str
+    run: str
+    map_11: float | None
+    map_area: float | None
+    ap_11: dict[str, float | None]
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher the mean AP of one cell is than another's: value and 95% interval."""
+
+    column: str
+    of: str
+    minus: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass
+class Table:
+    """What ``spp table`` shows. ``seconds``: column to phase to worker seconds per image. ``exit_code``: the highest of
+    its runs."""
+
+    images: int
+    titles: dict[str, str]
+    cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    exit_code: int = 0
+
+
+def make_table(invocation: Invocation, columns: Sequence[str], rows: Sequence[str], only_print: bool = False) -> Table:
+    """Run what is missing of the table's runs (unless ``only_print``), and read them all.
+
+    Raises UsageError for a column or row that does not exist, and what a run raises.
+    """
+    for key, given, known in (("columns", columns, COLUMNS), ("rows", rows, tuple(ROWS))):
+        unknown = [name for name in given if name not in known]
+        if unknown or not given:
+            raise UsageError(
+                f"--{key}: there is no {unknown[0] if unknown else 'name'!r}; give some of {', '.join(known)}"
+            )
+    pretrained = bool(identify_body(invocation.config.features).classifier)
+    records: dict[tuple[str, str], RunRecord] = {}
+    there = run_names(invocation.root)
+    for column in columns:
+        for row in rows:
+            if row == "fc6" and not pretrained:
+                continue
+            cell = _cell_invocation(invocation, column, row)
+            if not only_print:
+                print(f"table: {cell.name}", file=sys.stderr, flush=True)
+                records[row, column] = run(cell, run_stages(cell.config))
+            elif cell.name in there:
+                records[row, column] = read_run(invocation.root, cell.name)
+    done = {place: record for place, record in records.items() if _measured(record)}
+    if not done:
+        raise UsageError("no run of the table is there yet; run `spp table` without --only-print")
+    parts = [read_measured(invocation.root, record.name) for record in done.values()]
+    for part in parts:
+        check_same(parts[0], part)
+        check_current(invocation.root, part)
+    return _read(invocation.root, done, {column: _title(invocation.config, column) for column in columns})
+
+
+def cell_config(config: RunConfig, column: str, row: str) -> RunConfig:
+    """The config of one cell."""
+    values = config.model_dump(mode="json")
+    scales = config.features.scales
+    if column == "1-scale":
+        features: dict[str, Any] = {"scales": scales if len(scales) == 1 else ONE_SCALE}
+    elif column == "5-scale":
+        features = {"scales": scales if len(scales) > 1 else FIVE_SCALES}
+    else:
+        features = {"source": "warp", "store": "vectors"}
+    for section, changes in {"features": features, **ROWS[row]}.items():
+        values[section] = {**values[section], **changes}
+    return RunConfig.model_validate(values)
+
+
+def _cell_invocation(invocation: Invocation, column: str, row: str) -> Invocation:
+    name = f"{invocation.name}.{column}.{row.replace(' ', '-')}"
+    return Invocation(cell_config(invocation.config, column, row), invocation.root, name, invocation.argv)
+
+
+def _title(config: RunConfig, column: str) -> str:
+    if column == "R-CNN":
+        return "R-CNN (warped)"
+    scales = cell_config(config, column, "pool5").features.scales
+    return f"{column} ({' '.join(map(str, scales))})"
+
+
+def _measured(record: RunRecord) -> bool:
+    entry = record.datasets.get("metrics")
+    return entry is not None and entry.manifest is not None
+
+
+def _read(root: Root, records: Mapping[tuple[str, str], RunRecord], titles: dict[str, str]) -> Table:
+    """Precisions, intervals and seconds of runs that are measured on the same test images."""
+    from pipeline.measures.bootstrap import bootstrap_maps, interval
+
+    first = next(iter(records.values()))
+    config = RunConfig.model_validate(first.config)
+    index = recorded_index(root, first)
+    image_ids = index.images_in(config.dataset.test_splits)
+    made = Table(len(image_ids), titles)
+    matched = [matched_detections(root, record, config, index, image_ids) for record in records.values()]
+    maps = bootstrap_maps(matched, max(1, len(image_ids)), thresholds=config.evaluate.thresholds)
+    for row, column in sorted(records, key=lambda place: list(ROWS).index(place[0])):
+        made.seconds[column] = seconds_per_image(records[row, column])  # of the last row, whatever order was asked for
+    for (place, record), resampled in zip(records.items(), maps.map_11, strict=True):
+        measured = record.datasets["metrics"].quality
+        classes = {row["class_name"]: row["ap_11"] for row in measured["classes"]}
+        made.cells[place] = Cell(
+            *place,
+            record.name,
+            measured["map_11"],
+            measured["map_area"],
+            classes,
+            None if measured["map_11"] is None else interval(resampled),
+        )
+    made.differences = list(_differences(made, list(records), maps))
+    made.exit_code = max(record.exit_code or 0 for record in records.values())
+    return made
+
+
+def _differences(table: Table, places: Sequence[tuple[str, str]], maps: Bootstrap) -> Iterator[Difference]:
+    """Each row against the one above it, and against pool5; each column against the first."""
+    from pipeline.measures.bootstrap import difference_interval
+
+    def between(one: tuple[str, str], other: tuple[str, str], column: str, of: str, minus: str) -> Difference | None:
+        ours, theirs = table.cells[one].map_11, table.cells[other].map_11
+        if ours is None or theirs is None:
+            return None
+        low, high = difference_interval(maps.map_11[places.index(one)], maps.map_11[places.index(other)])
+        return Difference(column, of, minus, ours - theirs, low, high)
+
+    for column in table.titles:
+        rows = [row for row in ROWS if (row, column) in table.cells]
+        pairs = [*zip(rows[1:], rows, strict=False), *((row, rows[0]) for row in rows[2:] if rows[0] == "pool5")]
+        for row, other in pairs:
+            found = between((row, column), (other, column), column, row, other)
+            if found is not None:
+                yield found
+    columns = list(table.titles)
+    for column in columns[1:]:
+        for row in ROWS:
+            if (row, column) in table.cells and (row, columns[0]) in table.cells:
+                found = between((row, column), (row, columns[0]), row, column, columns[0])
+                if found is not None:
+                    yield found
+
+
+def seconds_per_image(record: RunRecord) -> dict[str, float]:
+    """Phase of the paper's Table 9 to worker seconds per image of a run's features and detections."""
+    datasets = record.datasets
+    features = datasets["windows" if "windows" in datasets else "features"]  # vectors may have been made of maps
+    detections = datasets["detections"]
+    counted: dict[str, list[tuple[DatasetRecord, tuple[str, ...]]]] = {
+        "conv": [(features if not features.partial else detections, ("conv", "warp", "transfer"))],
+        "pool": [(features, ("pool",)), (detections, ("pool",))],
+        "fc": [(detections, ("fc",))],
+        "SVM": [(detections, ("svm",))],
+        "NMS": [(detections, ("nms",))],
+        "bbox": [(detections, ("bbox",))],
+    }
+    return {
+        phase: sum(entry.seconds.get(name, 0.0) / max(1, entry.images) for entry, names in parts for name in names)
+        for phase, parts in counted.items()
+    }
+
+
+def print_text(table: Table) -> None:
+    """The table on standard output."""
+    print(f"mean AP (11-point, %) on {table.images} test images, with 95% bootstrap intervals")
+    print_table(("", *table.titles.values()), _body(table), 1)
+    print("differences of mean AP (points), with 95% intervals of paired resamples")
+    rows = [
+        (d.column, f"{d.of} - {d.minus}", f"{100 * d.value:+.1f}", f"{100 * d.low:+.1f} to {100 * d.high:+.1f}")
+        for d in table.differences
+    ]
+    print_table(("in", "", "difference", "interval"), rows, 2)
+    print("AP (11-point, %) of each class")
+    print_table(*_classes(table), 2)
+
+
+def markdown(table: Table) -> str:
+    """The same as Markdown."""
+    parts = [
+        f"Mean AP (11-point, %) on {table.images} test images, with 95% bootstrap intervals; worker seconds an image.",
+        markdown_table(("", *table.titles.values()), _body(table)),
+        "Differences of mean AP (points), with 95% intervals of paired resamples.",
+        markdown_table(
+            ("in", "what", "difference", "interval"),
+            [
+                (d.column, f"{d.of} - {d.minus}", f"{100 * d.value:+.1f}", f"{100 * d.low:+.1f} to {100 * d.high:+.1f}")
+                for d in table.differences
+            ],
+        ),
+        "AP (11-point, %) of each class.",
+        markdown_table(*_classes(table)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_csv(table: Table) -> str:
+    """A line per cell: precisions, interval, seconds of its column, AP of each class."""
+    names = sorted({name for cell in table.cells.values() for name in cell.ap_11})
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    seconds = [f"seconds_{phase.lower()}" for phase in PHASES]
+    writer.writerow(["column", "row", "run", "map_11", "low", "high", "map_area", *seconds, *names])
+    for (row, column), cell in table.cells.items():
+        low, high = cell.interval or ("", "")
+        own = [round(table.seconds[column][phase], 5) for phase in PHASES]
+        classes = [cell.ap_11.get(name, "") for name in names]
+        writer.writerow([column, row, cell.run, cell.map_11, low, high, cell.map_area, *own, *classes])
+    return out.getvalue()
+
+
+def as_json(table: Table) -> dict[str, Any]:
+    """The same as JSON values."""
+    return {
+        "images": table.images,
+        "cells": [vars(cell) for cell in table.cells.values()],
+        "seconds": table.seconds,
+        "exit_code": table.exit_code,
+        "differences": [vars(difference) for difference in table.differences],
+    }
+
+
+def _body(table: Table) -> list[tuple[str, ...]]:
+    """Precisions, then seconds."""
+    body = []
+    for row in ROWS:
+        found = [table.cells.get((row, column)) for column in table.titles]
+        if any(found):
+            body.append((row, *(_shown(cell) for cell in found)))
+    for phase in PHASES:
+        cells = [table.seconds.get(column, {}).get(phase) for column in table.titles]
+        body.append((f"{phase} s/image", *("-" if value is None else f"{value:.4f}" for value in cells)))
+    totals = [sum(table.seconds[column].values()) if column in table.seconds else None for column in table.titles]
+    body.append(("total s/image", *("-" if value is None else f"{value:.4f}" for value in totals)))
+    slowest = dict(zip(table.titles, totals, strict=True)).get("R-CNN")
+    if slowest:
+        body.append(("speed-up over R-CNN", *("-" if not value else f"{slowest / value:.1f}" for value in totals)))
+    return body
+
+
+def _shown(cell: Cell | None) -> str:
+    if cell is None or cell.map_11 is None or cell.interval is None:
+        return "-"
+    low, high = cell.interval
+    return f"{100 * cell.map_11:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _classes(table: Table) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    names = sorted({name for cell in table.cells.values() for name in cell.ap_11})
+    rows = [
+        (column, row, *("-" if (value := cell.ap_11.get(name)) is None else f"{100 * value:.1f}" for name in names))
+        for (row, column), cell in table.cells.items()
+    ]
+    return ("column", "row", *names), rows

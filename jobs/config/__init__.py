@@ -1,0 +1,1 @@
+"""The config of a run: one file per section, and what they have in common."""

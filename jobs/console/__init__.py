@@ -1,0 +1,1 @@
+"""What commands print: tables, numbers with units, what a run made."""

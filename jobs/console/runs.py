@@ -1,0 +1,108 @@
+"""What commands print of a run: its data sets, failed images, quality and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from jobs.console.tables import in_bytes, in_seconds, print_table
+
+if TYPE_CHECKING:
+    from storage.root import Root
+    from storage.runs import RunRecord
+
+
+def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
+    """Print what a run made; returns the same as JSON values, the exit code among them."""
+    rows = [
+        (
+            entry.stage,
+            name,
+            "complete" if entry.manifest else "not complete",
+            f"{entry.images}",
+            f"{entry.failed}",
+            f"{entry.rows:,}",
+            in_bytes(entry.bytes),
+            ", ".join(f"{phase} {in_seconds(s)}" for phase, s in entry.seconds.items() if s >= 0.05),
+        )
+        for name, entry in record.datasets.items()
+    ]
+    print_table(("stage", "dataset", "state", "images", "failed", "rows", "bytes", "worker seconds"), rows, 3, 7)
+    print_quality(record)
+    print_metrics(metrics_of(record))
+    failed = print_failed(root, record)
+    return {
+        "run": record.name,
+        "root": root.url,
+        "exit_code": record.exit_code or 0,
+        "datasets": {name: entry.model_dump() for name, entry in record.datasets.items()},
+        "metrics": metrics_of(record),
+        "failed": failed,
+    }
+
+
+def print_failed(root: Root, record: RunRecord) -> dict[str, str]:
+    """A line per failed image of a run, of the first twenty; returns all, with their reasons."""
+    from jobs.record.recording import failed_images
+
+    failed = failed_images(root, record)
+    list_failed(failed)
+    return failed
+
+
+def list_failed(failed: Mapping[str, str]) -> None:
+    """A line per failed image with its reason, of the first twenty."""
+    for image_id, reason in list(failed.items())[:20]:
+        print(f"failed image {image_id}: {reason}")
+    if len(failed) > 20:
+        print(f"... and {len(failed) - 20} more failed images")
+
+
+def print_quality(record: RunRecord) -> None:
+    """Recall and MABO of a run's proposals, a line per split."""
+    for split, values in quality_of(record).items():
+        if values["recall"] is not None:
+            print(
+                f"proposals on {split}: recall@0.5 {values['recall']:.3f}, MABO {values['mabo']:.3f} "
+                f"({values['objects']} objects)"
+            )
+        else:
+            print(f"proposals on {split}: no objects to measure recall with")
+
+
+def quality_of(record: RunRecord) -> dict[str, Any]:
+    """Split to recall and MABO; empty before proposals are complete."""
+    entry = record.datasets.get("proposals")
+    return entry.quality.get("splits", {}) if entry else {}
+
+
+def metrics_of(record: RunRecord) -> dict[str, Any]:
+    """Mean APs, and what is measured of each class; empty before they are measured."""
+    entry = record.datasets.get("metrics")
+    return entry.quality if entry and entry.manifest else {}
+
+
+def print_metrics(measured: dict[str, Any]) -> None:
+    """A line per class, and the mean; nothing if nothing was measured."""
+    if not measured:
+        return
+    rows = [
+        (
+            row["class_name"],
+            _ap(row["ap_11"]),
+            _ap(row["ap_area"]),
+            f"{row['positives']:,}",
+            f"{row['detections']:,}",
+            f"{row['true_positives']:,}",
+        )
+        for row in measured["classes"]
+    ]
+    rows.append(("mean", _ap(measured["map_11"]), _ap(measured["map_area"]), "", "", ""))
+    print_table(("class", "AP (11-point)", "AP (area)", "objects", "detections", "found"), rows, 1)
+    without = [row["class_name"] for row in measured["classes"] if row["ap_11"] is None]
+    if without:
+        print(f"no object to find, and so no AP: {', '.join(without)}")
+
+
+def _ap(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,51 @@
+"""Making the index of a run."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from jobs.dataset.index import Index, committed_index, index_method, index_of, publish_tile, read_index, tile_shards
+from jobs.dataset.labelled import ALL
+from jobs.errors import RunFailed, UsageError
+from jobs.record.invocation import Invocation
+from jobs.record.publish import entry_of
+from jobs.record.recording import say
+from jobs.record.stage import DATASETS_OF
+from storage.manifest import fold
+from storage.runs import RunRecord, hold, write_run
+
+
+def make_index(invocation: Invocation, record: RunRecord) -> Index:
+    """Read the data set, write what is new of ``images`` and ``objects``."""
+    config, root = invocation.config, invocation.root
+    method = index_method(config.dataset)
+    hold(root, record, [f"{dataset}/{method}" for dataset in DATASETS_OF["index"]])
+    done = committed_index(root, method)
+    rows = list(read_index(config.dataset, config.execution.index_threads))
+    index = index_of(rows)
+    failed = [row for row in index.ledger if row.level == "failed"]
+    total = len(index.images) + len(failed)
+    if total >= 50 and len(failed) > config.execution.max_failed * total:
+        raise RunFailed(
+            f"index: {len(failed)} of {total} images failed, more than execution.max_failed "
+            f"({config.execution.max_failed:g}) allows; the first: {failed[0].message}"
+        )
+    if not len(index.images):
+        reason = f"; the first: {failed[0].message}" if failed else ""
+        raise UsageError(f"dataset: the splits {', '.join(config.dataset.splits)} have no usable image{reason}")
+    for row in index.ledger:
+        say(f"{'failed' if row.level == 'failed' else 'note'}: image {row.image_id}: {row.message}")
+    used = {split for splits in index.images["splits"].to_pylist() for split in splits}
+    for split in () if used == {ALL} else config.dataset.splits:
+        if split not in used:
+            say(f"note: split {split!r} has no usable image")
+    with ThreadPoolExecutor(config.execution.index_threads) as writers:
+        for commits in writers.map(lambda tile: publish_tile(root, method, tile, done), rows):
+            for commit in commits:
+                done[commit.dataset].setdefault(commit.shard, commit.name)
+    for dataset in DATASETS_OF["index"]:
+        keys = [tile_shards(tile)[dataset] for tile in rows]
+        manifest = fold(root, dataset, method, [done[dataset][key] for key in dict.fromkeys(keys)])
+        record.datasets[dataset] = entry_of("index", manifest)
+    write_run(root, record)
+    return index

@@ -1,0 +1,37 @@
+"""Reading a run's index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+from jobs.dataset.index import Index
+from jobs.errors import UsageError
+from jobs.record.stage import DATASETS_OF
+from storage.columns import no_rows
+from storage.manifest import read_manifest
+from storage.root import Root
+from storage.runs import RunRecord
+from storage.scan import scan_manifest
+from storage.schemas import schema
+
+
+def recorded_index(root: Root, record: RunRecord) -> Index:
+    """The index of a run. UsageError if it has none yet."""
+    tables = {}
+    for name in DATASETS_OF["index"]:
+        entry = record.datasets.get(name)
+        if entry is None or entry.manifest is None:
+            raise UsageError(f"run {record.name!r} has no index yet; run `spp index` first")
+        manifest = read_manifest(root, name, entry.method, entry.manifest)
+        tables[name] = _sorted(scan_manifest(root, manifest), schema(name))
+        if name == "images":
+            ledger = tuple(manifest.ledger)
+    return Index(tables["images"], tables["objects"], ledger)
+
+
+def _sorted(parts: Iterable[pa.Table], layout: pa.Schema) -> pa.Table:
+    table = pa.concat_tables([no_rows(layout), *(part.cast(layout) for part in parts)])
+    order = [("image_id", "ascending"), *([("object_id", "ascending")] if "object_id" in layout.names else [])]
+    return table.sort_by(order)

@@ -1,0 +1,1 @@
+"""Where the work runs: a Ray session, tasks, training workers, checkpoints."""

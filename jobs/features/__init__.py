@@ -1,0 +1,7 @@
+"""extract: one vector per proposal (``features``) and per ground-truth box of the training splits (``truth_features``).
+
+    spp extract --config configs/raccoon_kangaroo.yaml --root /data/spp
+
+Actors hold the body, one per GPU (or on CPU cores), and write the Parquet files themselves: feature bytes travel
+neither through Ray's object store nor through the driver. The actor is in ``jobs/features/actor.py``.
+"""

@@ -1,0 +1,213 @@
+"""How the head of a run is made: the driver of finetune (jobs/head/__init__.py tells the story)."""
+
+from __future__ import annotations
+
+import json
+
+import ray
+
+from jobs.config.run_config import RunConfig
+from jobs.dataset.index import Index, object_digests
+from jobs.dataset.objects import objects_of
+from jobs.errors import RunFailed, UsageError
+from jobs.execution.session import RaySession, Resources
+from jobs.execution.training import Training, run_training, training_threads
+from jobs.features.body import LoadedBody, load_body
+from jobs.features.crew import actor_crew
+from jobs.features.method import file_metadata, truth_method, vector_length
+from jobs.head.method import head_method, window_shards, windows_method
+from jobs.head.worker import TrainHead, described, initial_head, publish_head, train_head
+from jobs.proposals.stored import failed_in, image_files, proposal_files
+from jobs.record.invocation import Invocation
+from jobs.record.publish import done_already
+from jobs.record.versions import PRODUCER
+from jobs.shards.attempt import Trial
+from jobs.shards.make import ShardedDataset, make_shards
+from pipeline.bodies import load_classifier
+from pipeline.bodies.classifier import Classifier
+from storage.manifest import recorded_manifest
+from storage.runs import DatasetRecord, RunRecord, dataset_record, hold
+from storage.shards import Shard
+
+
+def finetune(
+    invocation: Invocation, record: RunRecord, index: Index, session: RaySession, retry: bool = False
+) -> dict[str, DatasetRecord]:
+    """The head of a run, and what it was trained on, by dataset; unless they are there."""
+    config, root = invocation.config, invocation.root
+    body = _body(config, record)
+    fine = config.finetunes
+    made: dict[str, DatasetRecord] = {}
+    if fine:
+        made["training_windows"] = _windows(invocation, record, index, body, session, retry)
+        record.datasets["training_windows"] = made["training_windows"]
+    else:
+        record.datasets.pop("training_windows", None)
+    names = tuple(index.class_names())
+    annotated = object_digests(index, config.dataset.train_splits)
+    workers = config.execution.train_workers
+    method = head_method(config.head, config.finetune if fine else None, record, names, annotated, workers)
+    hold(root, record, [f"{name}/{method}" for name in ("head", "training_curve", "checkpoints")])
+    if done_already(root, "finetune", "head", method) is None:
+        _make_head(invocation, record, body, names, method, session.ready(), fine)
+    for name in ("training_curve", "head"):
+        entry = done_already(root, "finetune", name, method)
+        if entry is None:
+            raise RunFailed(f"finetune: {name} of method {method} was not written; run the same command again")
+        made[name] = entry
+    return made
+
+
+def _body(config: RunConfig, record: RunRecord) -> LoadedBody:
+    """The body that the run's features were made with. UsageError if the config means another one by now."""
+    body = load_body(config.features)
+    extracted = dataset_record(record, "truth_features")
+    method = truth_method(config.features, body.digest, dataset_record(record, "images").method)
+    if (method, body.classifier) != (extracted.method, extracted.classifier):
+        raise UsageError(
+            "the features section or the weights are not those that the run's features were made with; run "
+            "`spp extract` first, or `spp run`"
+        )
+    return body
+
+
+def _windows(
+    invocation: Invocation, record: RunRecord, index: Index, body: LoadedBody, session: RaySession, retry: bool
+) -> DatasetRecord:
+    """Draw and pool the training windows."""
+    from jobs.head.actor import WindowActor, WindowShard
+
+    config, root = invocation.config, invocation.root
+    method = windows_method(config.finetune, record)
+    hold(root, record, [f"training_windows/{method}"])
+    digests = object_digests(index, config.dataset.train_splits)
+    planned = window_shards(config.finetune, vector_length(config.features, body.identity), digests)
+    names = tuple(index.class_names())
+    objects = objects_of(index, digests, names)
+    files, proposed = image_files(index), proposal_files(root, record)
+    failed = failed_in(root, record, ("proposals",))  # whose manifest the method id hashes; others are tried here
+    metadata = file_metadata(config.features, body, method, PRODUCER)
+
+    def make(shard: Shard, revision: int, trial: Trial) -> WindowShard:
+        ids = shard.image_ids
+        return WindowShard(
+            root,
+            method,
+            shard.key,
+            revision,
+            tuple(files[image_id] for image_id in ids),
+            tuple(key for key, first, last in proposed if first <= ids[-1] and ids[0] <= last),
+            {image_id: objects[image_id] for image_id in ids if image_id in objects},
+            failed.intersection(ids),
+            names,
+            config.finetune,
+            metadata,
+            trial,
+        )
+
+    dataset = ShardedDataset("training_windows", method, planned, make)
+    return make_shards(
+        invocation,
+        "finetune",
+        [dataset],
+        lambda: actor_crew(invocation, session, body, WindowActor, "draw"),
+        retry,
+    )["training_windows"]
+
+
+def _make_head(
+    invocation: Invocation,
+    record: RunRecord,
+    body: LoadedBody,
+    class_names: tuple[str, ...],
+    method: str,
+    resources: Resources,
+    fine: bool,
+) -> None:
+    config, root = invocation.config, invocation.root
+    classifier = pretrained_classifier(config, body, fine)
+    on_gpu = resources.use_gpus(config.execution)
+    keys: tuple[str, ...] = ()
+    rows = 0
+    if fine:
+        manifest = recorded_manifest(root, record, "training_windows")
+        keys, rows = tuple(manifest.keys), manifest.rows
+    work = TrainHead(
+        root,
+        method,
+        keys,
+        rows,
+        class_names,
+        body.spec.channels,
+        config.features.pyramid,
+        config.head,
+        config.finetune,
+        "cuda" if on_gpu else "cpu",
+        training_threads(config.execution, resources, on_gpu) if fine else 1,
+        config.execution.checkpoint_seconds,
+        classifier is not None,
+        {
+            "method": method,
+            "classes": json.dumps(class_names),
+            "body": config.features.body,
+            "levels": ",".join(map(str, config.features.pyramid)),
+            "pretrained": str(classifier is not None).lower(),
+            "finetuned": str(fine).lower(),
+            "producer": PRODUCER,
+        },
+    )
+    if not fine:
+        if classifier is None:
+            raise UsageError(
+                f"svm.layer is {config.svm.layer}, but no fc6 and fc7 come with body {config.features.body!r} and "
+                f"weights {config.features.weights!r}; use pool5, or ftfc6 or ftfc7, which are fine-tuned here"
+            )
+        publish_head(work, initial_head(work, classifier, 1.0), {})
+        return
+    _check_shares(config)
+    training = Training("finetune", train_head, work, ray.put(classifier), described)
+    run_training(training, config.execution, resources)
+
+
+def _check_shares(config: RunConfig) -> None:
+    """UsageError unless every worker gets an equal part of both kinds of windows."""
+    fine, workers = config.finetune, config.execution.train_workers
+    foreground = round(fine.batch * fine.foreground)
+    if foreground % workers or (fine.batch - foreground) % workers:
+        raise UsageError(
+            f"execution.train_workers is {workers}, which does not divide the {foreground} foreground and "
+            f"{fine.batch - foreground} background windows of a mini-batch; choose a number that divides both"
+        )
+
+
+def pretrained_classifier(config: RunConfig, body: LoadedBody, fine: bool) -> Classifier | None:
+    """The fully connected layers that a head starts from; None: from random ones, if it is fine-tuned (``fine``).
+
+    Raises UsageError where the config asks for layers that did not come with the weights, or do not fit.
+    """
+    wanted = config.head.initial
+    if wanted == "he":
+        return None
+    classifier = load_classifier(body.spec, config.features.weights)
+    if classifier is None:
+        if wanted == "pretrained":
+            raise UsageError(
+                f"head.initial is pretrained, but no fc6 and fc7 come with body {config.features.body!r} and weights "
+                f"{config.features.weights!r}; use auto or he"
+            )
+        return None
+    if not set(classifier.levels) <= set(config.features.pyramid):
+        if wanted == "pretrained" or not fine:
+            raise UsageError(
+                f"the fc6 that comes with the weights was trained on levels {list(classifier.levels)}, which "
+                f"features.pyramid {list(config.features.pyramid)} has not all; add them, or fine-tune a head from "
+                f"random weights: head.initial: he, with svm.layer ftfc6 or ftfc7"
+            )
+        return None
+    sizes = (len(classifier.state["fc6.bias"]), len(classifier.state["fc7.bias"]))
+    if config.head.sizes != sizes:
+        raise UsageError(
+            f"head.sizes is {list(config.head.sizes)}, but the fc6 and fc7 that come with the weights have "
+            f"{list(sizes)} outputs; use head.sizes: {list(sizes)}, or head.initial: he"
+        )
+    return classifier

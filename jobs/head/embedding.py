@@ -1,0 +1,124 @@
+"""How a layer's outputs are stored: the work of embed, one shard of features after another."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from jobs.dataset.index import Index
+from jobs.errors import UsageError
+from jobs.execution.session import RaySession
+from jobs.features.stored import FeatureShard, feature_shards
+from jobs.head.method import embed_method, embedded_shards
+from jobs.head.stored import StoredHead, network_layer, read_head
+from jobs.record.invocation import Invocation
+from jobs.record.versions import PRODUCER
+from jobs.shards.attempt import Trial
+from jobs.shards.crews import TaskCrew
+from jobs.shards.make import ShardedDataset, make_shards
+from pipeline.network.head import Embedder
+from pipeline.phases import PhaseClock
+from storage.columns import vector_column, vectors_of
+from storage.commits import Commit
+from storage.manifest import recorded_manifest
+from storage.root import Root
+from storage.runs import DatasetRecord, RunRecord
+from storage.scan import scan_file
+from storage.schemas import VECTOR_COLUMN, schema
+from storage.shards import Shard
+from storage.writer import ShardWriter
+
+
+@dataclass(frozen=True)
+class EmbedShard:
+    """The images of one shard, and where their vectors are: features, or a file of truth_features."""
+
+    root: Root
+    dataset: str
+    method: str
+    shard: str
+    revision: int
+    images: tuple[str, ...]
+    source: FeatureShard | str
+    layer: str
+    trial: Trial = field(default_factory=Trial)
+
+    def scan(self, image_ids: list[str]) -> Iterator[pa.Table]:
+        """Rows with pooled vectors, row group by row group."""
+        if isinstance(self.source, FeatureShard):
+            return self.source.scan(image_ids)
+        return scan_file(self.root, self.source, None, image_ids)
+
+
+def embed(
+    invocation: Invocation, record: RunRecord, index: Index, session: RaySession, retry: bool = False
+) -> dict[str, DatasetRecord]:
+    """The layer's outputs of a run, by dataset; shards that are committed are not made again."""
+    config, root = invocation.config, invocation.root
+    if config.svm.layer == "pool5":
+        raise UsageError("svm.layer is pool5, of which there is nothing to embed; use fc6, fc7, ftfc6 or ftfc7")
+    image_ids = index.images_in(config.dataset.train_splits)
+    method = embed_method(config.svm.layer, record, image_ids)
+    sources = _sources(root, record)
+    datasets = []
+    for name, planned in embedded_shards(root, record, image_ids).items():
+
+        def make(shard: Shard, revision: int, trial: Trial, name: str = name) -> EmbedShard:
+            source = sources[name][shard.key]
+            ids = shard.image_ids
+            return EmbedShard(root, name, method, shard.key, revision, ids, source, config.svm.layer, trial)
+
+        datasets.append(ShardedDataset(name, method, planned, make))
+    return make_shards(invocation, "embed", datasets, lambda: _crew(invocation, record, session), retry)
+
+
+def embed_shard(work: EmbedShard, head: StoredHead, device: str) -> Commit | None:
+    """The layer's outputs of one shard, committed (in a trial of one image alone: made, and dropped)."""
+    clock = PhaseClock()
+    embedder = head.embedder(network_layer(work.layer), device)
+    metadata = {"method": work.method, "layer": work.layer, "dtype": "float16", "producer": PRODUCER}
+    layout = schema(work.dataset, embedder.size, metadata)
+    images = [i for i in work.images if i not in work.trial.excluded and work.trial.alone in (None, i)]
+    with ShardWriter(work.root, work.dataset, work.method, work.shard, layout, revision=work.revision) as writer:
+        found = itertools.groupby(work.scan(images), key=lambda table: table["image_id"][0].as_py())
+        waiting = iter(images)
+        for image_id, tables in found:
+            for without in itertools.takewhile(lambda name, here=image_id: name != here, waiting):  # type: ignore[misc]
+                writer.write_image(without, None)
+            rows = pa.concat_tables([_embedded(table, embedder, layout, clock) for table in tables])
+            with clock.phase("encode"):
+                writer.write_image(image_id, rows)
+        for without in waiting:
+            writer.write_image(without, None)
+        if work.trial.alone is not None:
+            return None
+        return writer.commit(ledger=work.trial.ledger("embed"), seconds=clock.seconds, producer=PRODUCER)
+
+
+def _embedded(table: pa.Table, embedder: Embedder, layout: pa.Schema, clock: PhaseClock) -> pa.Table:
+    with clock.phase("fc"):
+        outputs = embedder(vectors_of(table[VECTOR_COLUMN])).astype(np.float16)
+    column = table.schema.get_field_index(VECTOR_COLUMN)
+    return table.remove_column(column).append_column(layout.field(VECTOR_COLUMN), vector_column(outputs)).cast(layout)
+
+
+def _sources(root: Root, record: RunRecord) -> dict[str, dict[str, FeatureShard | str]]:
+    """Dataset to make, to shard, to where the vectors are."""
+    manifest = recorded_manifest(root, record, "truth_features")
+    return {
+        "embeddings": {shard.shard: shard for shard in feature_shards(root, record)},
+        "truth_embeddings": dict(zip(manifest.table["shard"].to_pylist(), manifest.keys, strict=True)),
+    }
+
+
+def _crew(invocation: Invocation, record: RunRecord, session: RaySession) -> TaskCrew:
+    resources = session.ready()
+    on_gpu = resources.use_gpus(invocation.config.execution)
+    head = ray.put(read_head(invocation.root, record))
+    gpus = resources.gpu_share if on_gpu else 0
+    return TaskCrew(embed_shard, session.cores, head, "cuda" if on_gpu else "cpu", gpus=gpus)

@@ -1,0 +1,49 @@
+"""What the stages after extraction look up in a run: image files, proposals, and images that failed before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jobs.dataset.image_file import ImageFile
+from jobs.dataset.index import Index
+from pipeline.boxes import Boxes
+from storage.columns import boxes_of
+from storage.manifest import read_manifest, recorded_manifest
+from storage.root import Root
+from storage.runs import RunRecord
+from storage.scan import scan_file
+
+
+def image_files(index: Index) -> dict[str, ImageFile]:
+    """Image id to where its bytes are."""
+    rows = index.images.select(["image_id", "uri", "digest", "height", "width"]).to_pydict()
+    return {i: ImageFile(i, u, d, (h, w)) for i, u, d, h, w in zip(*rows.values(), strict=True)}
+
+
+def proposal_files(root: Root, record: RunRecord) -> list[tuple[str, str, str]]:
+    """The files of a run's proposals, with their first and last image id."""
+    manifest = recorded_manifest(root, record, "proposals")
+    rows = manifest.table.select(["first_image", "last_image"]).to_pylist()
+    return [(key, row["first_image"], row["last_image"]) for row, key in zip(rows, manifest.keys, strict=True)]
+
+
+def proposed_boxes(root: Root, keys: Sequence[str], image_ids: Sequence[str]) -> dict[str, Boxes]:
+    """Image id (they are sorted) to its proposals (N, 4), from some ``proposal_files``; an image may have none."""
+    found: dict[str, list[Boxes]] = {image_id: [np.zeros((0, 4), np.float32)] for image_id in image_ids}
+    for key in keys:
+        for table in scan_file(root, key, ["image_id", "box"], image_ids):
+            found[table["image_id"][0].as_py()].append(boxes_of(table["box"]))
+    return {image_id: np.concatenate(parts) for image_id, parts in found.items()}
+
+
+def failed_in(root: Root, record: RunRecord, datasets: Sequence[str]) -> frozenset[str]:
+    """Images that failed in some of these datasets of a run."""
+    ids: set[str] = set()
+    for name in datasets:
+        entry = record.datasets.get(name)
+        if entry is not None and entry.manifest is not None and entry.failed:
+            ledger = read_manifest(root, name, entry.method, entry.manifest).ledger
+            ids.update(row.image_id for row in ledger if row.level == "failed")
+    return frozenset(ids)

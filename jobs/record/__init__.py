@@ -1,0 +1,1 @@
+"""What every command that makes something writes down of itself and of what it made."""

@@ -1,0 +1,78 @@
+"""What the stages after extraction share: they read whole datasets, and write one small dataset each.
+
+Their method ids also hash the manifests that they read, so new content upstream gives a new result beside the old one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from storage.commits import Commit, LedgerRow, winners
+from storage.manifest import Manifest, fold
+from storage.root import Root
+from storage.runs import DatasetRecord
+from storage.writer import ShardWriter
+
+
+def done_already(root: Root, stage: str, dataset: str, method: str) -> DatasetRecord | None:
+    """The record of a dataset of one shard, if it is committed."""
+    names = list(winners(root, dataset, method).values())
+    return entry_of(stage, fold(root, dataset, method, names)) if names else None
+
+
+def publish(
+    root: Root,
+    stage: str,
+    dataset: str,
+    method: str,
+    rows: pa.Table,
+    counts: Mapping[str, int],
+    *,
+    notes: Sequence[LedgerRow] = (),
+    seconds: Mapping[str, float],
+    producer: str,
+) -> DatasetRecord:
+    """Write a dataset of one shard; ``counts`` gives each class, sorted, its number of rows."""
+    commit = publish_shard(
+        root, dataset, method, method, rows, counts, ledger=notes, seconds=seconds, producer=producer
+    )
+    return entry_of(stage, fold(root, dataset, method, [commit.name]))
+
+
+def publish_shard(
+    root: Root,
+    dataset: str,
+    method: str,
+    shard: str,
+    rows: pa.Table,
+    counts: Mapping[str, int],
+    *,
+    revision: int = 0,
+    ledger: Sequence[LedgerRow] = (),
+    skipped: Sequence[str] = (),
+    seconds: Mapping[str, float],
+    producer: str,
+) -> Commit:
+    """Write and commit one shard of small rows."""
+    with ShardWriter(root, dataset, method, shard, rows.schema, revision=revision) as writer:
+        writer.write_shard(rows, counts)
+        return writer.commit(ledger=ledger, skipped=skipped, seconds=dict(seconds), producer=producer)
+
+
+def entry_of(stage: str, manifest: Manifest, bytes_per_image: int = 0, partial: bool = False) -> DatasetRecord:
+    """What a run's record says of a complete dataset."""
+    return DatasetRecord(
+        stage=stage,
+        method=manifest.method,
+        manifest=manifest.digest,
+        shards=len(manifest.table),
+        bytes_per_image=bytes_per_image,
+        rows=manifest.rows,
+        bytes=manifest.bytes,
+        images=manifest.images,
+        failed=manifest.failed,
+        partial=partial,
+        seconds=manifest.seconds,
+    )

@@ -1,0 +1,85 @@
+"""What every command that makes something shares: the run's record from its beginning to its end, and the index."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+
+from jobs.errors import RunFailed, UsageError
+from jobs.record.invocation import Invocation
+from jobs.record.versions import versions
+from storage.manifest import read_manifest
+from storage.root import Root, StorageError, store_errors
+from storage.runs import RunRecord, read_run, run_names, write_run
+
+
+def begin(invocation: Invocation) -> RunRecord:
+    """The record of this command; what an earlier one of the same name made stays in it until it is made again."""
+    earlier = read_run(invocation.root, invocation.name) if invocation.name in run_names(invocation.root) else None
+    record = RunRecord(
+        name=invocation.name,
+        config=invocation.config.model_dump(mode="json"),
+        argv=list(invocation.argv),
+        versions=versions(),
+        host=socket.gethostname(),
+        started=_now(),
+        datasets=earlier.datasets if earlier else {},
+        holds=earlier.holds if earlier else [],
+    )
+    write_run(invocation.root, record)
+    return record
+
+
+@contextmanager
+def recorded(root: Root, record: RunRecord) -> Iterator[None]:
+    """Whatever happens inside, the record says how it ended."""
+    try:
+        yield
+        failed = len(failed_images(root, record))
+        allowed = record.config["execution"]["max_failed_ok"]
+        record.exit_code = 3 if failed > allowed else 0
+        record.status = "done"
+    except (UsageError, StorageError) as error:
+        record.exit_code, record.status, record.error = 2, "failed", str(error)
+        raise
+    except RunFailed as error:
+        record.exit_code, record.status, record.error = 1, "failed", str(error)
+        raise
+    except KeyboardInterrupt:
+        record.exit_code, record.status, record.error = 1, "failed", "interrupted"
+        raise
+    except BaseException as error:
+        record.exit_code, record.status = 1, "failed"
+        record.error = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        record.finished = _now()
+        try:
+            write_run(root, record)
+        except store_errors() as error:
+            say(f"the run's record could not be written: {error}")
+
+
+def failed_images(root: Root, record: RunRecord) -> dict[str, str]:
+    """Image id to reason, of the images that failed in some dataset of a run."""
+    reasons: dict[str, str] = {}
+    for name, entry in record.datasets.items():
+        if entry.manifest is not None and entry.failed:
+            for row in read_manifest(root, name, entry.method, entry.manifest).ledger:
+                if row.level == "failed":
+                    reasons.setdefault(row.image_id, f"{row.stage}: {row.type}: {row.message}")
+        for image_id, reason in entry.quality.get("failed", {}).items():  # a network in test has no ledger of its own
+            reasons.setdefault(image_id, reason)
+    return dict(sorted(reasons.items()))
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def say(text: str) -> None:
+    """A line on standard error, where progress goes."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,85 @@
+"""gc and forget: what a root holds that no run needs.
+
+spp gc --root /data/spp            # shows
+spp gc --root /data/spp --yes      # deletes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.console.tables import in_bytes, print_json, print_table
+from jobs.record.combination import combined_runs
+from storage.garbage import Holding, collect, plan_collection
+from storage.root import Root, StorageError
+from storage.runs import check_known, forget_run, read_run, run_names
+
+
+@dataclass(frozen=True)
+class _Size:
+    files: int
+    bytes: int
+
+
+def gc(root: Root, grace_hours: float, yes: bool, as_json: bool) -> int:
+    """Show, and with ``yes`` delete, what no run of ``root`` refers to."""
+    found = plan_collection(root, 3600 * grace_hours)
+    shown = [holding for holding in found.holdings if holding.garbage]
+    rows = []
+    for holding in shown:
+        kept, gone = _sizes(holding)
+        needed = ", ".join(dict.fromkeys(holding.runs)) or "no run"
+        rows.append(
+            (holding.dataset, holding.method, needed, in_bytes(kept.bytes), str(gone.files), in_bytes(gone.bytes))
+        )
+    if rows:
+        print_table(("dataset", "method", "needed by", "kept", "files to delete", "bytes to delete"), rows, 3)
+    for note in found.notes:
+        print(f"note: {note}")
+    total = _Size(len(found.garbage), sum(file.bytes for file in found.garbage))
+    if not total.files:
+        print("nothing to delete")
+    elif yes:
+        for holding, (files, size) in zip(found.holdings, collect(root, found), strict=True):
+            if files:
+                print(f"deleted {files} files of {holding.dataset} {holding.method}, {in_bytes(size)}", flush=True)
+    else:
+        print(f"{total.files} files, {in_bytes(total.bytes)}: --yes deletes them")
+    datasets = [
+        {
+            "dataset": holding.dataset,
+            "method": holding.method,
+            "runs": list(dict.fromkeys(holding.runs)),
+            "kept": vars(_sizes(holding)[0]),
+            "garbage": vars(_sizes(holding)[1]),
+        }
+        for holding in found.holdings
+    ]
+    print_json(as_json, {"root": root.url, "deleted": yes, "datasets": datasets, "notes": found.notes})
+    return 0
+
+
+def forget(root: Root, name: str, as_json: bool) -> int:
+    """Drop a run's record. What only it needs is garbage from then on."""
+    check_known(root, name)
+    try:
+        running = read_run(root, name).status == "running"
+    except StorageError as error:
+        running = False
+        print(f"note: its record could not be read: {error}")
+    combinations = [
+        other for other in run_names(root) if other != name and name in (combined_runs(read_run(root, other)) or ())
+    ]
+    forget_run(root, name)
+    print(f"run {name} is forgotten; `spp gc` shows what no run needs any more")
+    if running:
+        print("note: it said that it was running; if it is, what it makes is no longer safe from `spp gc`")
+    for other in combinations:
+        print(f"note: run {other!r} combines it; its results stay, but it cannot be made again")
+    print_json(as_json, {"root": root.url, "forgotten": name, "combinations": combinations})
+    return 0
+
+
+def _sizes(holding: Holding) -> tuple[_Size, _Size]:
+    kept, gone = holding.kept, holding.garbage
+    return _Size(len(kept), sum(f.bytes for f in kept)), _Size(len(gone), sum(f.bytes for f in gone))

@@ -1,0 +1,11 @@
+"""train-svm: one linear SVM per class, with hard negatives (paper 4.2).
+
+    spp train-svm --config configs/raccoon_kangaroo.yaml --root /data/spp
+
+The story: take some negatives of every class at random, and train. Then go through the features: in each of ``rounds``
+groups of shards, tasks score every window for all classes in one product and return those that are hard for some class;
+these join the caches, the classes that got some are trained again, and what has become easy leaves. At the end every
+negative is scored once more: how many violate the margin outside the caches is stored with the SVMs.
+
+The story is told in jobs/svm/driver.py, its tasks are in jobs/svm/tasks.py.
+"""

@@ -1,0 +1,389 @@
+"""How the SVMs of a run are trained: the driver of train-svm (jobs/svm/__init__.py tells the story)."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from jobs.config.svm import SvmConfig
+from jobs.dataset.index import Index
+from jobs.dataset.objects import order_key
+from jobs.errors import RunFailed, UsageError
+from jobs.execution.session import RaySession, Resources
+from jobs.execution.tasks import as_task, results
+from jobs.features.stored import truth_dataset
+from jobs.features.training_data import TrainingData, TrainingShard, positive_rows
+from jobs.record.invocation import Invocation
+from jobs.record.lineage import stored_features
+from jobs.record.publish import done_already, publish
+from jobs.record.versions import PRODUCER
+from jobs.svm import tasks as mining
+from jobs.svm.method import svm_method
+from jobs.svm.tasks import Audit, ClassFit, Mined
+from pipeline.detection.mining import NegativeCache, NegativeRules
+from pipeline.detection.scoring import LinearScorer, mean_norm
+from pipeline.detection.svm import GramSolver, LinearSvcSolver, SvmProblem, SvmSolver
+from pipeline.phases import PhaseClock
+from storage.columns import vectors_of
+from storage.commits import LedgerRow
+from storage.manifest import recorded_manifest
+from storage.root import Root
+from storage.runs import DatasetRecord, RunRecord
+from storage.scan import scan_manifest
+from storage.schemas import VECTOR_COLUMN, schema
+
+MOST_PASSES = 50
+"""Of ``until_stable``: two fits that differ in their last digits could take turns for ever."""
+_START_PER_IMAGE = 32
+"""Negatives of one class that the first sample takes of an image, where there are images enough."""
+
+
+def train_svms(invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
+    """Train the SVMs of a run, unless they are there."""
+    config, root = invocation.config.svm, invocation.root
+    method = svm_method(config, record, index.images_in(invocation.config.dataset.train_splits))
+    found = done_already(root, "train-svm", "svms", method)
+    if found is not None:
+        return found
+    clock = PhaseClock()
+    data = TrainingData.of(root, record, index, invocation.config.dataset.train_splits, config.layer)
+    with clock.phase("read"):
+        positives = _positives(root, record, truth_dataset(config.layer), data.class_names, config.difficult_positive)
+    cells_tell = invocation.config.features.source == "windows"
+    training = _Training(config, data, positives, session.ready(), clock, cells_tell)
+    training.start()
+    training.mine()
+    audited = training.audit()
+    rows, notes = training.rows(audited)
+    layout = schema(
+        "svms", training.dim, {"method": method, "features": stored_features(record).method, "layer": config.layer}
+    )
+    table = pa.Table.from_pylist(rows, schema=layout)
+    counts = {row["class_name"]: 1 for row in rows}
+    return publish(
+        root, "train-svm", "svms", method, table, counts, notes=notes, seconds=clock.seconds, producer=PRODUCER
+    )
+
+
+def _positives(
+    root: Root, record: RunRecord, dataset: str, class_names: Sequence[str], difficult: bool
+) -> dict[str, NDArray[np.float16]]:
+    """The vectors of each class's ground-truth boxes, (n, dim); classes without any are absent."""
+    manifest = recorded_manifest(root, record, dataset)
+    held: dict[str, list[NDArray[np.float16]]] = {name: [] for name in class_names}
+    for table in scan_manifest(root, manifest, ["class_name", "difficult", VECTOR_COLUMN]):
+        vectors, own = vectors_of(table[VECTOR_COLUMN]), positive_rows(table, class_names, difficult)
+        for name, rows in zip(class_names, own.T, strict=True):
+            held[name].extend(vectors[rows])
+    return {name: np.stack(vectors) for name, vectors in held.items() if vectors}
+
+
+@dataclass
+class _Class:
+    """One class in training."""
+
+    name: str
+    number: int
+    positives: ray.ObjectRef
+    count: int
+    left_out: int = 0
+    fit: ClassFit | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Training:
+    """The SVMs of all classes, their caches, and what has been measured on the way.
+
+    ``cells_tell``: windows on the same cells have the same vector; not where each is warped, and has a map of its own.
+    """
+
+    def __init__(
+        self,
+        config: SvmConfig,
+        data: TrainingData,
+        positives: dict[str, NDArray[np.float16]],
+        resources: Resources,
+        clock: PhaseClock,
+        cells_tell: bool,
+    ) -> None:
+        self._config = config
+        self._data = data
+        self._clock = clock
+        self._resources = resources
+        if not positives:
+            raise UsageError("train-svm: the training splits have no object to learn from")
+        self._positives = positives
+        self.dim = next(iter(positives.values())).shape[1]
+        self._problem = SvmProblem(config.C, config.positive_weight, config.bias)
+        solver = GramSolver if config.solver == "gram" else LinearSvcSolver
+        self._solver: SvmSolver = solver(tolerance=config.tolerance, seed=config.seed)
+        self._most = self._solver.most_rows(config.fit_memory_mb * 10**6, self.dim)
+        self._rules = NegativeRules(
+            config.negative_overlap, config.negative_dedupe, config.once_per_cells and cells_tell
+        )
+        self._check_memory()
+        self._cache = NegativeCache(len(data.class_names))
+        self._blocks: dict[int, ray.ObjectRef] = {}
+        self._classes = [
+            _Class(name, number, ray.put(positives[name]), len(positives[name]))
+            for number, name in enumerate(data.class_names)
+            if name in positives
+        ]
+        self._scale = 1.0
+        self._passes = 0
+
+    def start(self) -> None:
+        """Random negatives, the scale of the features, and the first training."""
+        config = self._config
+        images = sorted(
+            (image_id for shard in self._data.shards for image_id in shard.images),
+            key=lambda image_id: order_key(config.seed, image_id),
+        )
+        enough = max(1, -(-config.start_negatives // _START_PER_IMAGE))
+        per_image = -(-config.start_negatives // min(enough, len(images)))
+        task = as_task(mining.start_negatives, returns=2)
+        added: Counter[int] = Counter()
+        with self._clock.phase("sample"):
+            for start in range(0, len(images), enough):  # further images only where a class has no negative on these
+                chosen = set(images[start : start + enough])
+                refs = []
+                for shard in self._data.shards:
+                    part = tuple(image_id for image_id in shard.images if image_id in chosen)
+                    if part:
+                        narrowed = TrainingShard(shard.features, shard.truth, part, shard.objects)
+                        refs.append(
+                            task.remote(narrowed, len(self._data.class_names), self._rules, per_image, config.seed)
+                        )
+                added.update(self._take(refs))
+                if all(added[one.number] for one in self._classes):
+                    break
+            norms = [(mean_norm(values), len(values)) for values in self._positives.values()]
+            norms += results("train-svm", [as_task(mining.norm_of).remote(ref) for ref in self._blocks.values()])
+        total = sum(count for _, count in norms)
+        norm = sum(value * count for value, count in norms) / total
+        if not 0 < norm < np.inf:
+            raise RunFailed(f"train-svm: the mean norm of the features is {norm:g}; is the body trained?")
+        self._scale = config.target_norm / norm
+        self._train(added, 0, 0)
+        self._say(f"start: {self._described()}")
+
+    def mine(self) -> None:
+        """The passes over the features."""
+        config = self._config
+        most = MOST_PASSES if config.passes == "until_stable" else config.passes
+        task = as_task(mining.mine, returns=2)
+        groups = [self._data.shards[number :: config.rounds] for number in range(config.rounds)]
+        for number in range(1, most + 1):
+            found = 0
+            for round_, group in enumerate(groups, 1):
+                if not group:
+                    continue
+                scorer = ray.put(self._scorer())
+                trained = np.isin(np.arange(len(self._data.class_names)), [c.number for c in self._fitted()])
+                with self._clock.phase("mine"):
+                    refs = [
+                        task.remote(
+                            shard,
+                            scorer,
+                            self._rules,
+                            trained,
+                            self._cache.known(shard.images),
+                            config.join_above,
+                            config.max_per_image,
+                        )
+                        for shard in group
+                    ]
+                    added = self._take(refs)
+                found += sum(added.values())
+                self._train(added, number, round_)
+                if added:
+                    self._say(f"pass {number}, round {round_} of {len(groups)}: {self._described()}")
+            self._passes = number
+            if config.passes == "until_stable" and not found:
+                break
+        else:
+            if config.passes == "until_stable":
+                self._say(f"note: not stable after {most} passes; svms says how many violators are left")
+
+    def audit(self) -> Audit:
+        """Score every negative once more."""
+        task, scorer = as_task(mining.audit), ray.put(self._scorer())
+        classes, rules = len(self._data.class_names), self._rules
+        with self._clock.phase("audit"):
+            parts: list[Audit] = results(
+                "train-svm",
+                [
+                    task.remote(shard, scorer, rules, classes, self._cache.known(shard.images))
+                    for shard in self._data.shards
+                ],
+            )
+        return Audit(
+            sum((part.negatives for part in parts), np.zeros(classes, np.int64)),
+            sum((part.violators for part in parts), np.zeros(classes, np.int64)),
+            sum((part.hinge for part in parts), np.zeros(classes)),
+        )
+
+    def rows(self, audited: Audit) -> tuple[list[dict[str, Any]], list[LedgerRow]]:
+        """The rows of ``svms``, and notes on the classes that have none."""
+        rows, notes = [], []
+        trained = {c.name: c for c in self._fitted()}
+        for number, name in enumerate(self._data.class_names):
+            if name not in trained:
+                reason = "negatives" if name in self._positives else "positives"
+                text = f"class {name!r} has no {reason} in the training splits, so it has no SVM and is never detected"
+                notes.append(LedgerRow(image_id=name, stage="train-svm", type="NoExamples", message=text, level="note"))
+                self._say(f"note: {text}")
+                continue
+            one = trained[name]
+            assert one.fit is not None
+            fit, violators = one.fit, int(audited.violators[number])
+            last = fit.loss_positive + fit.loss_negative + fit.regulariser
+            everything = fit.loss_positive + fit.regulariser + self._config.C * float(audited.hinge[number])
+            rows.append(
+                {
+                    "class_name": name,
+                    "weight": fit.weight,
+                    "bias": fit.bias,
+                    "feature_scale": self._scale,
+                    "positives": one.count,
+                    "negatives": int(self._cache.count()[number]),
+                    "left_out": one.left_out,
+                    "all_negatives": int(audited.negatives[number]),
+                    "violators": violators,
+                    "objective": last,
+                    "objective_all": everything,
+                    "passes": self._passes,
+                    "history": one.history,
+                }
+            )
+            self._say(
+                f"{name}: {one.count} positives, {int(audited.negatives[number]):,} negatives, "
+                f"{int(self._cache.count()[number]):,} of them cached, {violators:,} others above -1; "
+                f"objective {last:.4f}, over all windows {everything:.4f}"
+                + (f"; {one.left_out:,} left out by a cap" if one.left_out else "")
+            )
+        return rows, notes
+
+    def _take(self, refs: Sequence[tuple[ray.ObjectRef, ray.ObjectRef]]) -> dict[int, int]:
+        """Put what tasks found into the caches, in the order of the tasks; how many joined, by class."""
+        found: list[Mined] = results("train-svm", [ref for ref, _ in refs])
+        offers: dict[int, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {c.number: [] for c in self._classes}
+        for mined, (_, vectors) in zip(found, refs, strict=True):
+            if not len(mined.windows):
+                self._count_left_out(mined.left_out)
+                continue
+            rows = np.empty(len(mined.windows), np.int64)
+            new = np.flatnonzero(mined.new)
+            if len(new):
+                block = max(self._blocks, default=-1) + 1
+                self._blocks[block] = vectors
+                rows[new] = self._cache.add(block, [mined.image_ids[i] for i in new], mined.windows[new].tolist())
+            for i in np.flatnonzero(~mined.new):
+                known = self._cache.row(mined.image_ids[i], int(mined.windows[i]))
+                assert known is not None
+                rows[i] = known
+            for one in self._classes:
+                joins = np.flatnonzero(mined.classes[:, one.number])
+                offers[one.number].append((rows[joins], mined.scores[joins, one.number]))
+            self._count_left_out(mined.left_out)
+        added = {}
+        for one in self._classes:
+            if not offers[one.number]:
+                continue
+            rows = np.concatenate([part for part, _ in offers[one.number]])
+            scores = np.concatenate([part for _, part in offers[one.number]])
+            room = max(0, self._most - one.count - int(self._cache.count()[one.number]))
+            if len(rows) > room:
+                one.left_out += len(rows) - room
+                rows = rows[np.sort(np.argsort(-scores, kind="stable")[:room])]
+            if len(rows):
+                self._cache.join(one.number, rows)
+                added[one.number] = len(rows)
+        return added
+
+    def _count_left_out(self, left_out: NDArray[np.int64]) -> None:
+        for one in self._classes:
+            one.left_out += int(left_out[one.number])
+
+    def _train(self, added: dict[int, int], pass_: int, round_: int) -> None:
+        """Train the classes that got negatives, side by side, and let what has become easy leave their caches."""
+        todo = [one for one in self._classes if added.get(one.number)]
+        rows = {one.number: self._cache.rows_of(one.number) for one in todo}
+        with self._clock.phase("fit"):
+            refs = []
+            for one in todo:
+                count = one.count + len(rows[one.number])
+                memory = self._solver.bytes_needed(count, self.dim)
+                blocks = [(self._blocks[block], places) for block, places in self._cache.places(rows[one.number])]
+                task = as_task(mining.fit, memory=memory)
+                refs.append(task.remote(self._solver, self._problem, self._scale, one.positives, blocks))
+            fits: list[ClassFit] = results("train-svm", refs)
+        for one, fit in zip(todo, fits, strict=True):
+            one.fit = fit
+            easy = rows[one.number][fit.scores < self._config.leave_below]
+            one.history.append(
+                {
+                    "pass": pass_,
+                    "round": round_,
+                    "positives": one.count,
+                    "negatives": len(rows[one.number]),
+                    "added": added[one.number],
+                    "left_out": one.left_out,
+                    "evicted": len(easy),
+                    "loss_positive": fit.loss_positive,
+                    "loss_negative": fit.loss_negative,
+                    "regulariser": fit.regulariser,
+                    "iterations": fit.iterations,
+                }
+            )
+            self._cache.evict(one.number, easy)
+            if not fit.converged:
+                self._say(f"note: {one.name}: the solver stopped after {fit.iterations} iterations, not converged")
+        for block in self._cache.unused(self._blocks):
+            del self._blocks[block]
+
+    def _fitted(self) -> list[_Class]:
+        return [one for one in self._classes if one.fit is not None]
+
+    def _scorer(self) -> LinearScorer:
+        weights = np.zeros((len(self._data.class_names), self.dim), np.float32)
+        biases = np.zeros(len(self._data.class_names))
+        for one in self._fitted():
+            assert one.fit is not None
+            weights[one.number], biases[one.number] = one.fit.weight, one.fit.bias
+        return LinearScorer(weights, biases, self._scale)
+
+    def _described(self) -> str:
+        counts = self._cache.count()
+        total = sum(f.loss_positive + f.loss_negative + f.regulariser for c in self._fitted() if (f := c.fit))
+        return (
+            f"{len(self._fitted())} classes, {sum(int(counts[c.number]) for c in self._classes):,} cached negatives, "
+            f"sum of objectives {total:.4f}"
+        )
+
+    def _check_memory(self) -> None:
+        """Refuse what could never run, before anything starts."""
+        config = self._config
+        largest = max(len(values) for values in self._positives.values())
+        if self._most <= largest:
+            enough = self._solver.bytes_needed(largest + config.start_negatives, self.dim)
+            raise UsageError(
+                f"svm.fit_memory_mb is {config.fit_memory_mb}: room for {self._most} examples of {self.dim} numbers, "
+                f"but a class has {largest} positives; give at least {enough // 10**6 + 1}"
+            )
+        if config.fit_memory_mb * 10**6 > self._resources.node_memory:
+            raise UsageError(
+                f"svm.fit_memory_mb is {config.fit_memory_mb}, but Ray has {self._resources.node_memory // 10**6} MB "
+                f"to give on one node; lower it to bound the caches of hard negatives, or use larger nodes"
+            )
+
+    def _say(self, text: str) -> None:
+        print(f"train-svm: {text}", file=sys.stderr, flush=True)

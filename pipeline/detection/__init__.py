@@ -1,0 +1,1 @@
+"""From vectors to boxes: labels, mining, SVMs, scores, box regression, suppression."""

@@ -1,0 +1,1 @@
+"""Vectors of regions, of warped windows, and of whole images."""

@@ -1,0 +1,1 @@
+"""How good it is: average precision, its interval, accuracy; and the files of others."""

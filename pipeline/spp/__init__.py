@@ -1,0 +1,1 @@
+"""The paper's arithmetic: receptive fields, windows on the map, the spatial pyramid."""
