@@ -200,7 +200,7 @@ def memory_of_training(root: Root, record: RunRecord, index: Index, given: int) 
 
 
 def _warm() -> None:
-    import jobs.svm_training  # noqa: F401 (what the tasks import)
+    import jobs.svm.driver  # noqa: F401 (what the tasks import)
 
     time.sleep(1)
 

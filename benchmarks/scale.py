@@ -29,24 +29,31 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pyarrow as pa
 import ray
 
 from jobs.config.execution import ExecutionConfig
+from jobs.config.features import FeaturesConfig
 from jobs.config.run_config import RunConfig
 from jobs.dataset.index import Index
+from jobs.execution.session import RaySession
+from jobs.features.body import load_body
+from jobs.features.driver import works_of
 from jobs.features.shard import ExtractShard
 from jobs.record.invocation import Invocation
-from jobs.run.shard_work import works_of
+from jobs.record.stage import Assignment, Context
 from jobs.shards.crews import ActorCrew
 from jobs.shards.loop import ShardLoop
 from jobs.shards.progress import ProgressReport
-from jobs.shards.survey import MapDataset, map_dataset, survey
+from jobs.shards.survey import ShardedDataset, survey
 from storage.commits import Commit, new_attempt
 from storage.root import open_root
+from storage.runs import RunRecord
 from storage.schemas import schema
+from storage.shards import shards
 
 VECTOR_BYTES = 2000 * 12800 * 2
 """What an image's vectors take: the shards are cut by it."""
@@ -133,15 +140,19 @@ def _measure(size: int, workers: int, hands: int, fleets: list, folder: Path) ->
         index = _index(7 * size // 2)
     with _timed(row, "cut_s"):
         digests = index.digests()
-        proposals = map_dataset("propose", "proposals", METHOD, digests, 2000 * 20)
-        features = map_dataset("extract", "features", METHOD, digests, VECTOR_BYTES, proposals)
+        proposals = _dataset("proposals", digests, 2000 * 20)
+        features = _dataset("features", digests, VECTOR_BYTES, proposals)
+        features.shards  # noqa: B018  (cut when first asked for)
     row |= {"shards": len(features.shards), "images": features.images, "workers": workers}
     root = open_root(str(folder / "root"))
     config = RunConfig.model_validate({"dataset": {"path": "s3://bucket/images"}, "proposals": {"method": "fast"}})
     invocation = Invocation(config, root, "scale", ())
+    context = Context(config, root, index, RunRecord(name="scale"))
+    assignment = Assignment(invocation, context, cast(RaySession, None))  # no work is done that would need it
+    body = load_body(FeaturesConfig(weights="random"))
     with _timed(row, "work_s"):
         found = survey(root, features)
-        works = list(works_of(invocation, index, None, found))
+        works = list(works_of(assignment, body, found))
         for work in works:
             work.needs = None
     row["planned_mb"] = _memory() - before
@@ -183,7 +194,19 @@ def _index(images: int) -> Index:
     return Index(table, schema("objects").empty_table(), ())
 
 
-def _commit_all(dataset: MapDataset, folder: Path) -> None:
+def _dataset(name: str, digests: dict[str, str], size: int, upstream: ShardedDataset | None = None) -> ShardedDataset:
+    """A dataset whose images take so many bytes each."""
+    return ShardedDataset(
+        stage="propose" if upstream is None else "extract",
+        name=name,
+        method=METHOD,
+        cut=lambda: list(shards(digests, size)),
+        bytes_per_image=size,
+        upstream=upstream,
+    )
+
+
+def _commit_all(dataset: ShardedDataset, folder: Path) -> None:
     """The names of the commits of every shard; a survey reads nothing else."""
     folder.mkdir(parents=True)
     for shard in dataset.shards:

@@ -12,27 +12,15 @@ from pydantic import BaseModel, Field
 from storage.root import Root, StorageError, store_errors
 from storage.schemas import DATASETS, SCHEMA_VERSION, read_record
 
-_STAGE = {
-    "images": "index",
-    "objects": "index",
-    "proposals": "propose",
-    "training_windows": "finetune",
-    "head": "finetune",
-    "training_curve": "finetune",
-    "network": "pretrain",
-    "pretraining_curve": "pretrain",
-    "embeddings": "embed",
-    "truth_embeddings": "embed",
-    "svms": "train-svm",
-    "regressors": "train-bbox",
-    "detections": "detect",
-    "metrics": "evaluate",
-    "image_features": "classify",
-    "image_scores": "classify",
-    "classification": "classify",
-}
-"""The verb that makes a dataset; of all others: extract."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class MissingDatasetError(StorageError):
+    """A run has not made a dataset yet, or not all of it."""
+
+    def __init__(self, run: str, dataset: str) -> None:
+        super().__init__(f"run {run!r} has no complete dataset {dataset!r} yet")
+        self.dataset = dataset
 
 
 class DatasetRecord(BaseModel):
@@ -152,7 +140,7 @@ def forget_run(root: Root, name: str) -> None:
 
 
 def dataset_record(record: RunRecord, dataset: str) -> DatasetRecord:
-    """A complete dataset of a run; StorageError says what there is, or which verb makes it."""
+    """A complete dataset of a run. StorageError says what there is; MissingDatasetError: not this one, yet."""
     if dataset not in DATASETS:
         close = difflib.get_close_matches(dataset, DATASETS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -165,6 +153,5 @@ def dataset_record(record: RunRecord, dataset: str) -> DatasetRecord:
             f"jobs.features.stored.scan pools while reading"
         )
     if found is None or found.manifest is None:
-        stage = _STAGE.get(dataset, "extract")
-        raise StorageError(f"run {record.name!r} has no complete dataset {dataset!r} yet; `spp {stage}` makes it")
+        raise MissingDatasetError(record.name, dataset)
     return found

@@ -19,20 +19,22 @@ from jobs.config.run_config import RunConfig
 from jobs.dataset.driver import make_index
 from jobs.dataset.index import Index
 from jobs.dataset.labels import ImageLabels
+from jobs.dataset.stored import image_files
 from jobs.errors import UsageError
-from jobs.execution.session import RaySession
+from jobs.execution.session import RaySession, local_places
 from jobs.execution.tasks import as_task
 from jobs.execution.tasks import results as gather
 from jobs.features.body import LoadedBody, load_body
 from jobs.features.crew import actor_crew
 from jobs.features.method import vector_length
-from jobs.proposals.stored import failed_in, image_files
+from jobs.proposals.stored import failed_in
 from jobs.record.invocation import Invocation
 from jobs.record.publish import done_already, publish
-from jobs.record.recording import begin, recorded, say
+from jobs.record.recording import recorded_run, say
 from jobs.record.versions import PRODUCER
 from jobs.shards.attempt import Trial
-from jobs.shards.make import ShardedDataset, make_shards
+from jobs.shards.make import make_dataset
+from jobs.shards.survey import ShardedDataset
 from pipeline.bodies import Body, load_classifier
 from pipeline.features.whole_image import POOL_LEVEL, layers_of, whole_layers
 from pipeline.images.view import View
@@ -40,8 +42,7 @@ from pipeline.measures.classification import Split
 from pipeline.network.head import pretrained_head
 from storage.commits import LedgerRow
 from storage.manifest import recorded_manifest
-from storage.root import is_local
-from storage.runs import DatasetRecord, RunRecord, check_run_name, dataset_record, hold
+from storage.runs import DatasetRecord, RunRecord, dataset_record, hold
 from storage.schemas import schema
 from storage.shards import Shard, shards
 
@@ -52,16 +53,11 @@ def classify(invocation: Invocation, retry: bool = False) -> RunRecord:
     ``retry``: shards in which an image failed are made again. Raises UsageError for a layer that the body has not or
     images that a protocol cannot use, RunFailed if it had to stop. What was committed stays.
     """
-    check_run_name(invocation.name)
-    invocation.root.check_writable()
     config = invocation.config
     body = load_body(config.features)
     layers = check_layers(config, body)
-    record = begin(invocation)
-    local = {"root": invocation.root.url} if invocation.root.is_local else {}
-    if is_local(config.dataset.path):
-        local["dataset.path"] = config.dataset.path
-    with RaySession(config.execution, local) as session, recorded(invocation.root, record):
+    local = local_places(invocation.root, config.dataset.path)
+    with recorded_run(invocation) as record, RaySession(config.execution, local) as session:
         index = make_index(invocation, record)
         # what cannot be done is said before hours of work
         lengths = _layer_lengths(config, body, layers)
@@ -129,14 +125,16 @@ def _image_features(
         images = tuple(files[image_id] for image_id in shard.image_ids)
         return ViewShard(root, method, shard.key, revision, images, views, stored, metadata, trial)
 
-    planned = list(shards(index.digests(), _image_bytes(config, stored, lengths)))
-    dataset = ShardedDataset("image_features", method, planned, make)
+    def cut() -> list[Shard]:
+        return list(shards(index.digests(), _image_bytes(config, stored, lengths)))
+
+    dataset = ShardedDataset(stage="classify", name="image_features", method=method, cut=cut)
 
     def crew() -> Any:
         session.ready()  # before the first put, which would start a Ray of its own
         return actor_crew(invocation, session, body, ViewActor, "show", ray.put(_head(config, body, stored)))
 
-    return make_shards(invocation, "classify", [dataset], crew, retry)["image_features"]
+    return make_dataset(invocation, dataset, "classify", crew, make, retry=retry)
 
 
 def _image_bytes(config: RunConfig, stored: Sequence[str], lengths: Mapping[str, int]) -> int:

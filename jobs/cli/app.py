@@ -35,7 +35,9 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a key of the config; repeatable.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-UntilOption = Annotated[str, typer.Option("--until", metavar="STAGE", help="Last stage: index, propose, extract, ...")]
+UntilOption = Annotated[
+    str | None, typer.Option("--until", metavar="STAGE", help="Last stage: index, propose, extract, ...")
+]
 
 
 def invocation_of(config: str | None, root: str | None, name: str | None, overrides: list[str] | None) -> Any:

@@ -20,6 +20,7 @@ import typer
 from jobs.cli import reports, runs, upkeep  # noqa: F401  (they are where the verbs join the application)
 from jobs.cli.app import app
 from jobs.errors import RunFailed, UsageError
+from jobs.run.stages import verb_that_makes
 
 # typer brings its own copy of click or uses the installed one, depending on its version
 _click = sys.modules[typer.BadParameter.__module__]
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         return _complain(str(error), 1)
     except _mistakes() as error:
-        return _complain(str(error), 2)
+        return _complain(f"{error}{_hint(error)}", 2)
     except _outages() as error:
         return _complain(f"{type(error).__name__}: {error}; mend that and run the same command again", 1)
 
@@ -60,6 +61,14 @@ def _mistakes() -> tuple[type[Exception], ...]:
     from storage.root import StorageError
 
     return UsageError, StorageError
+
+
+def _hint(error: Exception) -> str:
+    """Which verb makes the dataset that is missing, if one is."""
+    from storage.runs import MissingDatasetError
+
+    verb = verb_that_makes(error.dataset) if isinstance(error, MissingDatasetError) else None
+    return f"; `spp {verb}` makes it" if verb else ""
 
 
 def _outages() -> tuple[type[Exception], ...]:

@@ -36,7 +36,7 @@ def plan(
     root: RootOption = None,
     run_name: RunOption = None,
     set_: SetOption = None,
-    until: UntilOption = "evaluate",
+    until: UntilOption = None,
     gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of the cluster that the time is told for.")] = 0,
     cpus: Annotated[
         int | None, typer.Option("--cpus", min=1, help="Its cores [8 per GPU; without GPUs, those of this machine].")

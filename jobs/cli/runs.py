@@ -12,6 +12,7 @@ from jobs.cli.app import ConfigOption, JsonOption, RootOption, RunOption, SetOpt
 from jobs.console.runs import print_failed, print_metrics, print_run
 from jobs.console.tables import print_json
 from jobs.errors import UsageError
+from jobs.run.stages import STAGES, run_stages, stage_names
 
 
 @app.command()
@@ -20,7 +21,7 @@ def run(
     root: RootOption = None,
     run_name: RunOption = None,
     set_: SetOption = None,
-    until: UntilOption = "evaluate",
+    until: UntilOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Every stage that is not done yet, up to --until STAGE."""
@@ -33,7 +34,7 @@ def retry(
     root: RootOption = None,
     run_name: RunOption = None,
     set_: SetOption = None,
-    until: UntilOption = "evaluate",
+    until: UntilOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Try failed images again; what follows from them is redone, nothing else."""
@@ -55,13 +56,9 @@ def _stage_verb(stage: str, summary: str) -> None:
     app.command(stage, help=summary)(verb)
 
 
-_stage_verb("index", "Read the data set: tables images and objects.")
-_stage_verb("propose", "Boxes that may hold an object; recall and MABO per split.")
-_stage_verb("extract", "One vector per proposal, and per ground-truth box of the training splits.")
-_stage_verb("finetune", "Train the head fc6, fc7, fc8 on windows of the training images.")
-_stage_verb("embed", "Store the outputs of a layer of the head (svm.layer).")
-_stage_verb("train-svm", "One linear SVM per class, with hard negatives.")
-_stage_verb("train-bbox", "One box regressor per class.")
+for _stage in STAGES:
+    if _stage.name not in ("detect", "evaluate"):  # which have options of their own
+        _stage_verb(_stage.name, _stage.summary)
 
 
 @app.command()
@@ -190,12 +187,10 @@ def demo(
     return show(Path(folder), as_json)
 
 
-def stages_until(last: str, invocation: Any) -> Sequence[str]:
-    from jobs.record.stage import STAGES
-    from jobs.run.stages import run_stages
-
-    if last not in STAGES:
-        raise UsageError(f"--until {last!r}: the stages are {', '.join(STAGES)}")
+def stages_until(last: str | None, invocation: Any) -> Sequence[str]:
+    """The stages of a run up to ``last``, or to its end. UsageError if there is no such stage."""
+    if last is not None and last not in stage_names():
+        raise UsageError(f"--until {last!r}: the stages are {', '.join(stage_names())}")
     return run_stages(invocation.config, last)
 
 
@@ -206,7 +201,7 @@ def _run(
     overrides: list[str] | None,
     stages: Sequence[str] | None,
     as_json: bool,
-    until: str = "evaluate",
+    until: str | None = None,
     again: bool = False,
 ) -> int:
     """Do ``stages``, or (None) those of a run up to ``until``."""

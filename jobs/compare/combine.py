@@ -14,9 +14,7 @@ single run would have moved on other test images: a 95% interval by bootstrap (p
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,14 +38,14 @@ from jobs.record.combination import COMBINE, combined_runs, detections_identity
 from jobs.record.invocation import Invocation
 from jobs.record.lineage import reduce_method
 from jobs.record.publish import done_already, publish
-from jobs.record.recording import failed_images
-from jobs.record.versions import PRODUCER, versions
+from jobs.record.recording import failed_images, recorded_run
+from jobs.record.versions import PRODUCER
 from pipeline.phases import PhaseClock
 from storage.columns import box_column, boxes_of
 from storage.commits import LedgerRow, read_commits
 from storage.manifest import read_manifest
 from storage.root import Root
-from storage.runs import DatasetRecord, RunRecord, check_run_name, read_run, run_names, write_run
+from storage.runs import DatasetRecord, RunRecord, check_run_name, read_run, run_names
 from storage.schemas import schema
 
 if TYPE_CHECKING:
@@ -67,15 +65,13 @@ def combine(
 ) -> RunRecord:
     """Combine the detections of the runs ``names`` into the run ``new_name``, and measure them; returns its record.
 
-    A test image that failed in one of the runs fails here. Nothing is recorded before all is made; what was committed
-    stays. Raises UsageError or StorageError, naming what differs or is missing, and what to do; RunFailed as `spp
-    evaluate` does.
+    A test image that failed in one of the runs fails here. What cannot be combined is refused before anything is
+    recorded; of what fails later the record says so, and what was committed stays. Raises UsageError or StorageError,
+    naming what differs or is missing, and what to do; RunFailed as `spp evaluate` does.
     """
-    started = _now()
     _check_names(root, names, new_name)
     if not 0 <= nms_overlap <= 1:
         raise UsageError(f"--nms-overlap is an IoU from 0 to 1, not {nms_overlap}")
-    root.check_writable()
     parts = [read_measured(root, name) for name in names]
     first = parts[0]
     for part in parts[1:]:
@@ -83,22 +79,12 @@ def combine(
     for part in parts:
         check_current(root, part)
     config = RunConfig.model_validate(first.config.model_dump(mode="json", include=set(_SECTIONS)))
-    record = RunRecord(
-        name=new_name,
-        config=config.model_dump(mode="json", include=set(_SECTIONS)),
-        argv=list(argv),
-        versions=versions(),
-        host=socket.gethostname(),
-        started=started,
-        datasets={name: first.record.datasets[name] for name in ("images", "objects")},
-    )
-    record.datasets["detections"] = _detections(root, parts, nms_overlap)
-    with RaySession(config.execution) as session:
-        invocation = Invocation(config, root, new_name, tuple(argv))
+    invocation = Invocation(config, root, new_name, tuple(argv))
+    with recorded_run(invocation, _SECTIONS) as record, RaySession(config.execution) as session:
+        record.datasets = {name: first.record.datasets[name] for name in ("images", "objects")}
+        record.datasets["detections"] = _planned(parts, nms_overlap)  # by which it is known as a combination
+        record.datasets["detections"] = _detections(root, parts, nms_overlap)
         record.datasets["metrics"] = evaluate(invocation, record, first.index, session)
-    record.exit_code = 3 if len(failed_images(root, record)) > config.execution.max_failed_ok else 0
-    record.status, record.finished = "done", _now()
-    write_run(root, record)
     return record
 
 
@@ -199,10 +185,17 @@ def _check_names(root: Root, names: Sequence[str], new_name: str) -> None:
         raise UsageError(f"run {new_name!r} is there already and is {what}; choose another name with --run")
 
 
+def _planned(parts: Sequence[MeasuredRun], nms_overlap: float) -> DatasetRecord:
+    """What the record says of the combined detections before they are there."""
+    method = reduce_method(COMBINE, VERSION, {"nms_overlap": nms_overlap}, [part.detections for part in parts])
+    runs = {part.name: detections_identity(part.detections) for part in parts}
+    return DatasetRecord(stage=COMBINE, method=method, quality={"runs": runs, "nms_overlap": nms_overlap})
+
+
 def _detections(root: Root, parts: Sequence[MeasuredRun], nms_overlap: float) -> DatasetRecord:
     """The record of the combined detections, which are made unless they are there."""
-    read = [part.detections for part in parts]
-    method = reduce_method(COMBINE, VERSION, {"nms_overlap": nms_overlap}, read)
+    planned = _planned(parts, nms_overlap)
+    method = planned.method
     entry = done_already(root, COMBINE, "detections", method)
     if entry is None:
         clock = PhaseClock()
@@ -215,8 +208,7 @@ def _detections(root: Root, parts: Sequence[MeasuredRun], nms_overlap: float) ->
         entry = publish(
             root, COMBINE, "detections", method, table, counts, notes=notes, seconds=clock.seconds, producer=PRODUCER
         )
-    runs = {part.name: detections_identity(part.detections) for part in parts}
-    entry.quality = {"runs": runs, "nms_overlap": nms_overlap}
+    entry.quality = planned.quality
     return entry
 
 
@@ -293,7 +285,3 @@ def _print_comparison(new_name: str, compared: Mapping[str, Any]) -> None:
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -13,10 +13,12 @@ import pyarrow.compute as pc
 from jobs.config.run_config import RunConfig
 from jobs.dataset.index import Index
 from jobs.dataset.stored import recorded_index
+from jobs.detect.stage import DETECT
 from jobs.errors import UsageError
 from jobs.evaluate.driver import ground_truth, stored_detections
 from jobs.record.combination import combined_runs, is_behind
-from jobs.run.stages import reduce_method_of
+from jobs.record.stage import Context
+from jobs.run.stages import method_today
 from storage.columns import boxes_of
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord, dataset_record, read_run
@@ -59,7 +61,9 @@ def check_current(root: Root, part: MeasuredRun) -> None:
         if is_behind(root, part.record):
             again = f"`spp combine {' '.join(combined)} --run {part.name}`"
             raise UsageError(f"run {part.name!r} is behind the runs that it combines; run {again} first")
-    elif reduce_method_of("detect", part.config, part.record, part.index) != part.detections.method:
+        return
+    context = Context(part.config, root, part.index, part.record)
+    if method_today(DETECT, context, "detections") != part.detections.method:
         raise UsageError(
             f"detections of run {part.name!r} are behind what they were made from, or the config has changed since; "
             f"run `spp detect --run {part.name}` first, or `spp run`"

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from jobs.dataset.index import Index, committed_index, index_method, index_of, publish_tile, read_index, tile_shards
+from jobs.dataset.index import (
+    TABLES,
+    Index,
+    committed_index,
+    index_method,
+    index_of,
+    publish_tile,
+    read_index,
+    tile_shards,
+)
 from jobs.dataset.labelled import ALL
 from jobs.errors import RunFailed, UsageError
 from jobs.record.invocation import Invocation
 from jobs.record.publish import entry_of
 from jobs.record.recording import say
-from jobs.record.stage import DATASETS_OF
 from storage.manifest import fold
 from storage.runs import RunRecord, hold, write_run
 
@@ -19,7 +27,7 @@ def make_index(invocation: Invocation, record: RunRecord) -> Index:
     """Read the data set, write what is new of ``images`` and ``objects``."""
     config, root = invocation.config, invocation.root
     method = index_method(config.dataset)
-    hold(root, record, [f"{dataset}/{method}" for dataset in DATASETS_OF["index"]])
+    hold(root, record, [f"{dataset}/{method}" for dataset in TABLES])
     done = committed_index(root, method)
     rows = list(read_index(config.dataset, config.execution.index_threads))
     index = index_of(rows)
@@ -43,7 +51,7 @@ def make_index(invocation: Invocation, record: RunRecord) -> Index:
         for commits in writers.map(lambda tile: publish_tile(root, method, tile, done), rows):
             for commit in commits:
                 done[commit.dataset].setdefault(commit.shard, commit.name)
-    for dataset in DATASETS_OF["index"]:
+    for dataset in TABLES:
         keys = [tile_shards(tile)[dataset] for tile in rows]
         manifest = fold(root, dataset, method, [done[dataset][key] for key in dict.fromkeys(keys)])
         record.datasets[dataset] = entry_of("index", manifest)

@@ -32,6 +32,10 @@ VERSION = 1
 _HEADER_BYTES = 256 * 1024
 
 
+TABLES = ("images", "objects")
+"""The datasets of the index."""
+
+
 @dataclass(frozen=True)
 class Index:
     """The two tables, sorted by image id, and what was wrong."""

@@ -1,4 +1,4 @@
-"""Reading a run's index."""
+"""How others read the index of a run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from jobs.dataset.index import Index
+from jobs.dataset.image_file import ImageFile
+from jobs.dataset.index import TABLES, Index
 from jobs.errors import UsageError
-from jobs.record.stage import DATASETS_OF
 from storage.columns import no_rows
 from storage.manifest import read_manifest
 from storage.root import Root
@@ -20,7 +20,7 @@ from storage.schemas import schema
 def recorded_index(root: Root, record: RunRecord) -> Index:
     """The index of a run. UsageError if it has none yet."""
     tables = {}
-    for name in DATASETS_OF["index"]:
+    for name in TABLES:
         entry = record.datasets.get(name)
         if entry is None or entry.manifest is None:
             raise UsageError(f"run {record.name!r} has no index yet; run `spp index` first")
@@ -29,6 +29,12 @@ def recorded_index(root: Root, record: RunRecord) -> Index:
         if name == "images":
             ledger = tuple(manifest.ledger)
     return Index(tables["images"], tables["objects"], ledger)
+
+
+def image_files(index: Index) -> dict[str, ImageFile]:
+    """Image id to where its bytes are."""
+    rows = index.images.select(["image_id", "uri", "digest", "height", "width"]).to_pydict()
+    return {i: ImageFile(i, u, d, (h, w)) for i, u, d, h, w in zip(*rows.values(), strict=True)}
 
 
 def _sorted(parts: Iterable[pa.Table], layout: pa.Schema) -> pa.Table:

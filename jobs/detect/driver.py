@@ -14,8 +14,8 @@ import torch
 
 from jobs.config.run_config import RunConfig
 from jobs.dataset.index import Index
+from jobs.dataset.stored import image_files
 from jobs.detect.actor import DetectActor
-from jobs.detect.method import detect_method, detection_shards
 from jobs.detect.shard import DetectShard, detect_shard
 from jobs.errors import UsageError
 from jobs.execution.session import RaySession, Resources
@@ -25,36 +25,35 @@ from jobs.features.crew import actor_crew
 from jobs.features.method import features_method
 from jobs.features.stored import feature_shards
 from jobs.head.stored import StoredHead, head_classes, network_layer, read_head
-from jobs.proposals.stored import failed_in, image_files, proposal_files
+from jobs.proposals.stored import failed_in, proposal_files
 from jobs.record.invocation import Invocation
 from jobs.record.lineage import stored_features
+from jobs.record.stage import Assignment
 from jobs.shards.attempt import Trial
 from jobs.shards.crews import Crew, TaskCrew
-from jobs.shards.make import ShardedDataset, make_shards
+from jobs.shards.loop import Work
+from jobs.shards.make import ShardMaker, works_on
+from jobs.shards.survey import Survey
 from pipeline.detection.box_regression import Regressor
 from pipeline.detection.detector import DetectionRules, Detector
 from pipeline.detection.scoring import LinearScorer, Probabilities
 from pipeline.network.head import Embedder, compressed
 from storage.manifest import recorded_manifest
 from storage.root import Root
-from storage.runs import DatasetRecord, RunRecord, dataset_record
+from storage.runs import RunRecord, dataset_record
 from storage.scan import scan_manifest
 from storage.shards import Shard
 
 
-def detect(
-    invocation: Invocation, record: RunRecord, index: Index, session: RaySession, retry: bool = False
-) -> DatasetRecord:
-    """Detect in the test images of a run; shards that are committed are not done again.
+def maker_of(assignment: Assignment, found: Survey) -> ShardMaker:
+    """How the missing shards of a run's detections are made."""
+    invocation, record = assignment.invocation, assignment.record
+    crews = {"detect": lambda: _crew(invocation, record, assignment.session)}
 
-    ``retry``: but those in which an image failed, as a new revision.
-    """
-    config = invocation.config
-    image_ids = index.images_in(config.dataset.test_splits)
-    method = detect_method(config.detect, config.svm.layer, config.head, record, image_ids)
-    planned = detection_shards(index, image_ids)
-    dataset = ShardedDataset("detections", method, planned, _maker(invocation, record, index, method))
-    return make_shards(invocation, "detect", [dataset], lambda: _crew(invocation, record, session), retry)["detections"]
+    def works(found: Survey) -> Iterator[Work]:
+        return works_on(found, "detect", _maker(invocation, record, assignment.index, found.dataset.method))
+
+    return ShardMaker(found, works, crews)
 
 
 def load_detector(root: Root, record: RunRecord, config: RunConfig, embedder: Embedder | None = None) -> Detector:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from jobs.config.detect import DetectConfig
 from jobs.config.head import HeadConfig, Layer
-from jobs.dataset.index import Index
 from jobs.record.lineage import ids_digest, reduce_method, stored_features
+from jobs.record.stage import Context
+from jobs.shards.survey import ShardedDataset
 from storage.runs import DatasetRecord, RunRecord, dataset_record
 from storage.shards import Shard, shards
 
@@ -34,7 +35,13 @@ def detect_method(
     return reduce_method("detect", VERSION, values, read, [ids_digest(image_ids)])
 
 
-def detection_shards(index: Index, image_ids: Sequence[str]) -> list[Shard]:
-    """The shards of ``detections``: of 64 images at most, for their rows are small."""
-    digests = index.digests()
-    return list(shards({image_id: digests[image_id] for image_id in image_ids}, 1))
+def planned_detections(context: Context) -> ShardedDataset:
+    """``detections``, in shards of 64 images at most, for their rows are small."""
+    config, images = context.config, context.test_images()
+    method = detect_method(config.detect, config.svm.layer, config.head, context.record, images)
+
+    def cut() -> list[Shard]:
+        digests = context.index.digests()
+        return list(shards({image_id: digests[image_id] for image_id in images}, 1))
+
+    return ShardedDataset(stage="detect", name="detections", method=method, cut=cut)

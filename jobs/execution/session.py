@@ -15,6 +15,7 @@ from typing import Any
 
 from jobs.config.execution import ExecutionConfig
 from jobs.errors import RunFailed, UsageError
+from storage.root import Root, is_local
 
 _MEMORY_PER_ACTOR = 1536 * 1024 * 1024
 """What an extraction actor on a CPU needs: torch, a body, a few buffers of 64 MB."""
@@ -101,6 +102,12 @@ class Resources:
         if on_gpu:
             return max(1, self.gpus)
         return max(1, min(self.cpus // config.threads, self.memory // _MEMORY_PER_ACTOR))
+
+
+def local_places(root: Root, path: str | None = None) -> dict[str, str]:
+    """What is on this machine's disk alone: a root, and the ``path`` of a data set that workers read."""
+    places = {"root": root.url} if root.is_local else {}
+    return {**places, "dataset.path": path} if path is not None and is_local(path) else places
 
 
 class RaySession:

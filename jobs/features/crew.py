@@ -65,6 +65,7 @@ def actor_crew(
         size=size,
         beside=beside,
         hands=hands,
+        images_at_once=1 if on_gpu else execution.threads,
         needs=in_words(cores(), 1 if on_gpu else 0),
         max_deaths=execution.max_deaths,
     )

@@ -7,49 +7,48 @@ import json
 import ray
 
 from jobs.config.run_config import RunConfig
-from jobs.dataset.index import Index, object_digests
+from jobs.dataset.index import object_digests
 from jobs.dataset.objects import objects_of
+from jobs.dataset.stored import image_files
 from jobs.errors import RunFailed, UsageError
-from jobs.execution.session import RaySession, Resources
+from jobs.execution.session import Resources
 from jobs.execution.training import Training, run_training, training_threads
 from jobs.features.body import LoadedBody, load_body
 from jobs.features.crew import actor_crew
-from jobs.features.method import file_metadata, truth_method, vector_length
-from jobs.head.method import head_method, window_shards, windows_method
+from jobs.features.method import file_metadata
+from jobs.head.method import head_method, planned_windows
 from jobs.head.worker import TrainHead, described, initial_head, publish_head, train_head
-from jobs.proposals.stored import failed_in, image_files, proposal_files
+from jobs.proposals.stored import failed_in, proposal_files
 from jobs.record.invocation import Invocation
 from jobs.record.publish import done_already
+from jobs.record.stage import Assignment
 from jobs.record.versions import PRODUCER
 from jobs.shards.attempt import Trial
-from jobs.shards.make import ShardedDataset, make_shards
+from jobs.shards.crews import ActorCrew
+from jobs.shards.make import make_dataset
 from pipeline.bodies import load_classifier
 from pipeline.bodies.classifier import Classifier
 from storage.manifest import recorded_manifest
-from storage.runs import DatasetRecord, RunRecord, dataset_record, hold
+from storage.runs import DatasetRecord, RunRecord, hold
 from storage.shards import Shard
 
 
-def finetune(
-    invocation: Invocation, record: RunRecord, index: Index, session: RaySession, retry: bool = False
-) -> dict[str, DatasetRecord]:
-    """The head of a run, and what it was trained on, by dataset; unless they are there."""
+def finetune(assignment: Assignment) -> dict[str, DatasetRecord]:
+    """The head of a run, and what it was trained on, by dataset; what is there is kept."""
+    invocation, context, record = assignment.invocation, assignment.context, assignment.record
     config, root = invocation.config, invocation.root
-    body = _body(config, record)
-    fine = config.finetunes
+    body = load_body(config.features)
     made: dict[str, DatasetRecord] = {}
-    if fine:
-        made["training_windows"] = _windows(invocation, record, index, body, session, retry)
+    if config.finetunes:
+        made["training_windows"] = _windows(assignment, body)
         record.datasets["training_windows"] = made["training_windows"]
-    else:
-        record.datasets.pop("training_windows", None)
-    names = tuple(index.class_names())
-    annotated = object_digests(index, config.dataset.train_splits)
-    workers = config.execution.train_workers
-    method = head_method(config.head, config.finetune if fine else None, record, names, annotated, workers)
+    names = tuple(context.index.class_names())
+    annotated = object_digests(context.index, config.dataset.train_splits)
+    fine = config.finetune if config.finetunes else None
+    method = head_method(config.head, fine, record, names, annotated, config.execution.train_workers)
     hold(root, record, [f"{name}/{method}" for name in ("head", "training_curve", "checkpoints")])
     if done_already(root, "finetune", "head", method) is None:
-        _make_head(invocation, record, body, names, method, session.ready(), fine)
+        _make_head(invocation, record, body, names, method, assignment.session.ready(), config.finetunes)
     for name in ("training_curve", "head"):
         entry = done_already(root, "finetune", name, method)
         if entry is None:
@@ -58,41 +57,24 @@ def finetune(
     return made
 
 
-def _body(config: RunConfig, record: RunRecord) -> LoadedBody:
-    """The body that the run's features were made with. UsageError if the config means another one by now."""
-    body = load_body(config.features)
-    extracted = dataset_record(record, "truth_features")
-    method = truth_method(config.features, body.digest, dataset_record(record, "images").method)
-    if (method, body.classifier) != (extracted.method, extracted.classifier):
-        raise UsageError(
-            "the features section or the weights are not those that the run's features were made with; run "
-            "`spp extract` first, or `spp run`"
-        )
-    return body
-
-
-def _windows(
-    invocation: Invocation, record: RunRecord, index: Index, body: LoadedBody, session: RaySession, retry: bool
-) -> DatasetRecord:
+def _windows(assignment: Assignment, body: LoadedBody) -> DatasetRecord:
     """Draw and pool the training windows."""
     from jobs.head.actor import WindowActor, WindowShard
 
+    invocation, record, index = assignment.invocation, assignment.record, assignment.index
     config, root = invocation.config, invocation.root
-    method = windows_method(config.finetune, record)
-    hold(root, record, [f"training_windows/{method}"])
-    digests = object_digests(index, config.dataset.train_splits)
-    planned = window_shards(config.finetune, vector_length(config.features, body.identity), digests)
+    planned = planned_windows(assignment.context)
     names = tuple(index.class_names())
-    objects = objects_of(index, digests, names)
+    objects = objects_of(index, object_digests(index, config.dataset.train_splits), names)
     files, proposed = image_files(index), proposal_files(root, record)
     failed = failed_in(root, record, ("proposals",))  # whose manifest the method id hashes; others are tried here
-    metadata = file_metadata(config.features, body, method, PRODUCER)
+    metadata = file_metadata(config.features, body, planned.method, PRODUCER)
 
     def make(shard: Shard, revision: int, trial: Trial) -> WindowShard:
         ids = shard.image_ids
         return WindowShard(
             root,
-            method,
+            planned.method,
             shard.key,
             revision,
             tuple(files[image_id] for image_id in ids),
@@ -105,14 +87,10 @@ def _windows(
             trial,
         )
 
-    dataset = ShardedDataset("training_windows", method, planned, make)
-    return make_shards(
-        invocation,
-        "finetune",
-        [dataset],
-        lambda: actor_crew(invocation, session, body, WindowActor, "draw"),
-        retry,
-    )["training_windows"]
+    def crew() -> ActorCrew:
+        return actor_crew(invocation, assignment.session, body, WindowActor, "draw")
+
+    return make_dataset(invocation, planned, "finetune", crew, make, retry=assignment.retry)
 
 
 def _make_head(

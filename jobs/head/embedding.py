@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import ray
 
-from jobs.dataset.index import Index
-from jobs.errors import UsageError
 from jobs.execution.session import RaySession
 from jobs.features.stored import FeatureShard, feature_shards
-from jobs.head.method import embed_method, embedded_shards
 from jobs.head.stored import StoredHead, network_layer, read_head
 from jobs.record.invocation import Invocation
+from jobs.record.stage import Assignment
 from jobs.record.versions import PRODUCER
 from jobs.shards.attempt import Trial
 from jobs.shards.crews import TaskCrew
-from jobs.shards.make import ShardedDataset, make_shards
+from jobs.shards.make import ShardMaker, works_on
+from jobs.shards.survey import Survey
 from pipeline.network.head import Embedder
 from pipeline.phases import PhaseClock
 from storage.columns import vector_column, vectors_of
 from storage.commits import Commit
 from storage.manifest import recorded_manifest
 from storage.root import Root
-from storage.runs import DatasetRecord, RunRecord
+from storage.runs import RunRecord
 from storage.scan import scan_file
 from storage.schemas import VECTOR_COLUMN, schema
 from storage.shards import Shard
@@ -55,26 +55,21 @@ class EmbedShard:
         return scan_file(self.root, self.source, None, image_ids)
 
 
-def embed(
-    invocation: Invocation, record: RunRecord, index: Index, session: RaySession, retry: bool = False
-) -> dict[str, DatasetRecord]:
-    """The layer's outputs of a run, by dataset; shards that are committed are not made again."""
-    config, root = invocation.config, invocation.root
-    if config.svm.layer == "pool5":
-        raise UsageError("svm.layer is pool5, of which there is nothing to embed; use fc6, fc7, ftfc6 or ftfc7")
-    image_ids = index.images_in(config.dataset.train_splits)
-    method = embed_method(config.svm.layer, record, image_ids)
+def makers_of(assignment: Assignment, surveys: Sequence[Survey]) -> list[ShardMaker]:
+    """How the missing shards of both datasets are made: by tasks, each with the run's head."""
+    invocation, record, layer = assignment.invocation, assignment.record, assignment.context.config.svm.layer
+    root = invocation.root
     sources = _sources(root, record)
-    datasets = []
-    for name, planned in embedded_shards(root, record, image_ids).items():
 
-        def make(shard: Shard, revision: int, trial: Trial, name: str = name) -> EmbedShard:
-            source = sources[name][shard.key]
-            ids = shard.image_ids
-            return EmbedShard(root, name, method, shard.key, revision, ids, source, config.svm.layer, trial)
+    def make(found: Survey, shard: Shard, revision: int, trial: Trial) -> EmbedShard:
+        dataset = found.dataset
+        source = sources[dataset.name][shard.key]
+        return EmbedShard(
+            root, dataset.name, dataset.method, shard.key, revision, shard.image_ids, source, layer, trial
+        )
 
-        datasets.append(ShardedDataset(name, method, planned, make))
-    return make_shards(invocation, "embed", datasets, lambda: _crew(invocation, record, session), retry)
+    crews = {"embed": lambda: _crew(invocation, record, assignment.session)}
+    return [ShardMaker(found, lambda found: works_on(found, "embed", partial(make, found)), crews) for found in surveys]
 
 
 def embed_shard(work: EmbedShard, head: StoredHead, device: str) -> Commit | None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from jobs.config.head import FinetuneConfig, HeadConfig, Layer
-from jobs.features.stored import feature_manifest
+from jobs.dataset.index import object_digests
+from jobs.errors import UsageError
+from jobs.features.body import identify_body
+from jobs.features.method import TRUTH_BOXES_PER_IMAGE, truth_method
 from jobs.record.lineage import ids_digest, reduce_method, stored_features
+from jobs.record.stage import Context
+from jobs.shards.survey import ShardedDataset
 from storage.identity import canonical_json, digest, method_id
-from storage.manifest import recorded_manifest
-from storage.root import Root, StorageError
+from storage.root import StorageError
 from storage.runs import RunRecord, dataset_record
 from storage.shards import Shard, shards
 
@@ -31,9 +36,31 @@ def windows_method(config: FinetuneConfig, record: RunRecord) -> str:
     )
 
 
-def window_shards(config: FinetuneConfig, dim: int, annotated: Mapping[str, str]) -> list[Shard]:
-    """The shards of ``training_windows``; ``annotated``: training image to a digest of it and its objects."""
-    return list(shards(annotated, 2 * dim * config.windows_per_image))
+def planned_windows(context: Context) -> ShardedDataset:
+    """``training_windows``, of a run whose features are complete."""
+    config, record = context.config.finetune, context.record
+    method = windows_method(config, record)
+    # the vectors' length, as the record has it: 64 of 2 bytes each are what a shard of truth_features is cut by
+    vector_bytes = record.datasets["truth_features"].bytes_per_image // TRUTH_BOXES_PER_IMAGE
+    bytes_per_image = vector_bytes * config.windows_per_image
+
+    def cut() -> list[Shard]:
+        return list(shards(object_digests(context.index, context.config.dataset.train_splits), bytes_per_image))
+
+    return ShardedDataset(stage="finetune", name="training_windows", method=method, cut=cut)
+
+
+def check_body(context: Context) -> None:
+    """UsageError unless the run's features were made with the body and weights that the config names."""
+    config, record = context.config.features, context.record
+    body = identify_body(config)
+    extracted = dataset_record(record, "truth_features")
+    method = truth_method(config, body.digest, dataset_record(record, "images").method)
+    if (method, body.classifier) != (extracted.method, extracted.classifier):
+        raise UsageError(
+            "the features section or the weights are not those that the run's features were made with; run "
+            "`spp extract` first, or `spp run`"
+        )
 
 
 def head_method(
@@ -73,18 +100,26 @@ def embed_method(layer: Layer, record: RunRecord, image_ids: Sequence[str]) -> s
     return reduce_method("embed", EMBED_VERSION, {"layer": layer.removeprefix("ft")}, read, [ids_digest(image_ids)])
 
 
-def embedded_shards(root: Root, record: RunRecord, image_ids: Sequence[str]) -> dict[str, list[Shard]]:
-    """The shards of both datasets: those of the vectors that they are made of, with the images (sorted) of both.
+def planned_embeddings(context: Context) -> Iterator[ShardedDataset]:
+    """Both datasets, cut as the vectors that they are made of, with the training images of those.
 
-    StorageError, naming the verb, if those vectors are not complete.
+    StorageError if those vectors are not complete.
     """
-    sources = {"embeddings": feature_manifest(root, record)}
-    sources["truth_embeddings"] = recorded_manifest(root, record, "truth_features")
-    planned: dict[str, list[Shard]] = {}
-    for name, manifest in sources.items():
-        planned[name] = []
-        for row in manifest.table.select(["shard", "first_image", "last_image"]).to_pylist():
-            ids = tuple(image_id for image_id in image_ids if row["first_image"] <= image_id <= row["last_image"])
-            if ids:
-                planned[name].append(Shard(row["shard"], ids))
-    return planned
+    image_ids = context.train_images()
+    method = embed_method(context.config.svm.layer, context.record, image_ids)
+    wanted = frozenset(image_ids)
+    stored = "windows" if "windows" in context.sharded and not _is_complete(context, "features") else "features"
+    for name, source in (("embeddings", stored), ("truth_embeddings", "truth_features")):
+        cut = partial(_cut_alike, context.sharded[source], wanted)
+        yield ShardedDataset(stage="embed", name=name, method=method, cut=cut)
+
+
+def _cut_alike(vectors: ShardedDataset, wanted: Collection[str]) -> list[Shard]:
+    """The shards of ``vectors``, with those images alone that are ``wanted``."""
+    cut = [Shard(shard.key, tuple(i for i in shard.image_ids if i in wanted)) for shard in vectors.shards]
+    return [shard for shard in cut if shard.image_ids]
+
+
+def _is_complete(context: Context, name: str) -> bool:
+    entry = context.record.datasets.get(name)
+    return entry is not None and entry.manifest is not None

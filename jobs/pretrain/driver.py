@@ -18,7 +18,7 @@ from jobs.dataset.index import Index, object_digests
 from jobs.dataset.labelled import ALL
 from jobs.dataset.objects import is_held_out
 from jobs.errors import RunFailed, UsageError
-from jobs.execution.session import RaySession, Resources
+from jobs.execution.session import RaySession, Resources, local_places
 from jobs.execution.tasks import as_task, results
 from jobs.execution.training import Training, run_training, training_threads
 from jobs.pretrain.method import examples_digests, pretrain_method
@@ -33,15 +33,15 @@ from jobs.pretrain.worker import (
 )
 from jobs.record.invocation import Invocation
 from jobs.record.publish import done_already
-from jobs.record.recording import begin, recorded, say
+from jobs.record.recording import recorded_run, say
 from jobs.record.versions import PRODUCER
 from pipeline.bodies import BodySpec, UnsuitableBodyError, body_spec
 from pipeline.bodies.weights import save_network
 from pipeline.network.spp_network import pooling_levels
 from storage.identity import canonical_json, digest
 from storage.manifest import recorded_manifest
-from storage.root import Root, is_local
-from storage.runs import RunRecord, check_run_name, dataset_record, hold
+from storage.root import Root
+from storage.runs import RunRecord, dataset_record, hold
 from storage.scan import file_metadata
 
 _DATASETS = ("pretraining_curve", "network")
@@ -66,16 +66,11 @@ def pretrain(invocation: Invocation) -> RunRecord:
 
     Raises UsageError for images that are not of one class each, RunFailed if it had to stop; the same command goes on.
     """
-    check_run_name(invocation.name)
     root, config = invocation.root, invocation.config
-    root.check_writable()
     spec = _body(config)
     _check_shares(config)
-    record = begin(invocation)
-    local = {"root": root.url} if root.is_local else {}
-    if is_local(config.dataset.path):
-        local["dataset.path"] = config.dataset.path
-    with RaySession(config.execution, local) as session, recorded(root, record):
+    local = local_places(root, config.dataset.path)
+    with recorded_run(invocation) as record, RaySession(config.execution, local) as session:
         data = _data(config, make_index(invocation, record))
         method = _method(config, record, data, session)
         hold(root, record, [f"{name}/{method}" for name in (*_DATASETS, "checkpoints")])

@@ -8,12 +8,23 @@ from typing import Any
 import numpy as np
 
 from jobs.dataset.index import Index
+from jobs.record.stage import Context
 from pipeline.proposals.recall import best_overlaps, proposal_quality
 from storage.columns import boxes_of
 from storage.manifest import read_manifest
 from storage.root import Root
-from storage.runs import RunRecord
+from storage.runs import DatasetRecord, RunRecord
 from storage.scan import scan_manifest
+
+
+def measure(context: Context, earlier: DatasetRecord | None) -> None:
+    """Recall and MABO of the run's proposals, unless ``earlier`` has them of the same and the same objects."""
+    proposals, objects = context.record.datasets["proposals"], context.record.datasets["objects"].manifest
+    if earlier and earlier.manifest == proposals.manifest and earlier.quality.get("objects") == objects:
+        proposals.quality = earlier.quality
+    else:
+        splits = measure_proposals(context.root, context.record, context.index)
+        proposals.quality = {"objects": objects, "splits": splits}
 
 
 def measure_proposals(root: Root, record: RunRecord, index: Index) -> dict[str, Any]:

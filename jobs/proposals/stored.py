@@ -1,4 +1,4 @@
-"""What the stages after extraction look up in a run: image files, proposals, and images that failed before."""
+"""What others read of a run's proposals, and which images failed before."""
 
 from __future__ import annotations
 
@@ -6,20 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jobs.dataset.image_file import ImageFile
-from jobs.dataset.index import Index
 from pipeline.boxes import Boxes
 from storage.columns import boxes_of
 from storage.manifest import read_manifest, recorded_manifest
 from storage.root import Root
 from storage.runs import RunRecord
 from storage.scan import scan_file
-
-
-def image_files(index: Index) -> dict[str, ImageFile]:
-    """Image id to where its bytes are."""
-    rows = index.images.select(["image_id", "uri", "digest", "height", "width"]).to_pydict()
-    return {i: ImageFile(i, u, d, (h, w)) for i, u, d, h, w in zip(*rows.values(), strict=True)}
 
 
 def proposal_files(root: Root, record: RunRecord) -> list[tuple[str, str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 
@@ -13,15 +13,29 @@ from jobs.record.invocation import Invocation
 from jobs.record.versions import versions
 from storage.manifest import read_manifest
 from storage.root import Root, StorageError, store_errors
-from storage.runs import RunRecord, read_run, run_names, write_run
+from storage.runs import RunRecord, check_run_name, read_run, run_names, write_run
 
 
-def begin(invocation: Invocation) -> RunRecord:
-    """The record of this command; what an earlier one of the same name made stays in it until it is made again."""
+@contextmanager
+def recorded_run(invocation: Invocation, sections: Collection[str] | None = None) -> Iterator[RunRecord]:
+    """The record of a command that makes something: it is there before any work, and says at the end how that ended.
+
+    What an earlier command of the same name made stays in it until it is made again. ``sections``: those of the config
+    that are recorded, if not all. StorageError, with no record, if the run's name or the root cannot be used.
+    """
+    root = invocation.root
+    check_run_name(invocation.name)
+    root.check_writable()
+    record = _begin(invocation, sections)
+    with _ending(root, record):
+        yield record
+
+
+def _begin(invocation: Invocation, sections: Collection[str] | None) -> RunRecord:
     earlier = read_run(invocation.root, invocation.name) if invocation.name in run_names(invocation.root) else None
     record = RunRecord(
         name=invocation.name,
-        config=invocation.config.model_dump(mode="json"),
+        config=invocation.config.model_dump(mode="json", include=None if sections is None else set(sections)),
         argv=list(invocation.argv),
         versions=versions(),
         host=socket.gethostname(),
@@ -34,7 +48,7 @@ def begin(invocation: Invocation) -> RunRecord:
 
 
 @contextmanager
-def recorded(root: Root, record: RunRecord) -> Iterator[None]:
+def _ending(root: Root, record: RunRecord) -> Iterator[None]:
     """Whatever happens inside, the record says how it ended."""
     try:
         yield

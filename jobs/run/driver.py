@@ -1,122 +1,216 @@
-"""The driver of ``spp run``: the stages, one after the other."""
+"""The driver of ``spp run``: it walks the list of stages, and has made what is missing of each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from jobs.config.run_config import RunConfig
 from jobs.dataset.driver import make_index
-from jobs.dataset.index import Index
 from jobs.dataset.stored import recorded_index
 from jobs.errors import UsageError
-from jobs.execution.session import RaySession
+from jobs.execution.session import RaySession, local_places
 from jobs.record.invocation import Invocation
-from jobs.record.recording import begin, recorded
-from jobs.record.stage import DATASETS_OF, REDUCE_STAGES, STAGES
-from jobs.run.made import head_made_already, made_already
-from jobs.run.map_stages import check_features, run_map_stages
-from jobs.run.stages import reduce_method_of, run_stages
-from storage.root import is_local
-from storage.runs import DatasetRecord, RunRecord, check_run_name, hold, unsettled, write_run
+from jobs.record.recording import recorded_run
+from jobs.record.stage import Assignment, Context, Stage
+from jobs.run.stages import STAGES, method_today, recorded_datasets
+from jobs.shards.survey import ShardedDataset, Survey, settled, survey_after
+from storage.runs import RunRecord, hold, unsettled, write_run
 
 
 def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> RunRecord:
-    """Do ``stages`` (some of ``STAGES``, in order), and return the run's record with its exit code.
+    """Do ``stages`` (names of some of ``STAGES``, in order), and return the run's record with its exit code.
 
     ``retry``: shards in which an image failed are made again, as a new revision that takes over all other rows.
 
     Raises UsageError if a stage before them is not complete, RunFailed if it had to stop. What was committed stays.
     """
-    check_run_name(invocation.name)
-    invocation.root.check_writable()
-    record = begin(invocation)
-    config = invocation.config
-    local = {"root": invocation.root.url} if invocation.root.is_local else {}
-    if is_local(config.dataset.path) and _workers_read_images(config, stages):
-        local["dataset.path"] = config.dataset.path
-    with RaySession(config.execution, local) as session, recorded(invocation.root, record):
-        index = make_index(invocation, record) if "index" in stages else recorded_index(invocation.root, record)
-        if set(stages) & {"propose", "extract"}:
-            run_map_stages(invocation, record, index, stages, retry, session)
-        if set(stages) & set(REDUCE_STAGES):
-            if "extract" not in stages:
-                check_features(invocation, record)
-            _reduce_stages(invocation, record, index, stages, retry, session)
-        record.holds = [] if stages[-1] == STAGES[-1] else unsettled(record)
+    config, root = invocation.config, invocation.root
+    asked = [stage for stage in STAGES if stage.name in stages]
+    images = config.dataset.path if any(stage.reads_images(config) for stage in asked) else None
+    with recorded_run(invocation) as record, RaySession(config.execution, local_places(root, images)) as session:
+        index = make_index(invocation, record) if asked[0] is STAGES[0] else recorded_index(root, record)
+        assignment = Assignment(invocation, Context(config, root, index, record), session, retry)
+        for group in _groups(asked, assignment):
+            _do(assignment, group, asked)
+        record.holds = [] if asked[-1] is STAGES[-1] else unsettled(record)
     return record
 
 
-def _workers_read_images(config: RunConfig, stages: Sequence[str]) -> bool:
-    return bool({"propose", "extract", "finetune"}.intersection(stages)) or (
-        "detect" in stages and config.detect.source == "stream"
-    )
+def _groups(asked: Sequence[Stage], assignment: Assignment) -> Iterator[list[Stage]]:
+    """The stages that one loop makes, in order; with those that feed one, asked for or not.
 
-
-def _reduce_stages(
-    invocation: Invocation, record: RunRecord, index: Index, stages: Sequence[str], retry: bool, session: RaySession
-) -> None:
-    """Models, detections and metrics, one after the other. StorageError, naming the verb, if something is missing."""
-    config = invocation.config
-    first = next(stage for stage in REDUCE_STAGES if stage in stages)
-    for stage in REDUCE_STAGES[: REDUCE_STAGES.index(first)]:
-        dataset = DATASETS_OF[stage][-1]
-        entry = record.datasets.get(dataset)
-        if stage not in _needed(config, first) or entry is None:
+    Before the first of those that read complete datasets, those must be of today's data set and config.
+    """
+    group: list[Stage] = []
+    checked = False
+    for number, stage in enumerate(STAGES):
+        following = STAGES[number + 1] if number + 1 < len(STAGES) else None
+        if stage is STAGES[0] or (stage not in asked and not (stage.feeds_next and following in asked)):
             continue
-        if reduce_method_of(stage, config, record, index) != entry.method:
+        if stage.recorded is None and not checked:
+            checked = True
+            _check_before(stage, asked, assignment)
+        group.append(stage)
+        if not (stage.feeds_next and following in asked):
+            yield group
+            group = []
+
+
+def _check_before(first: Stage, asked: Sequence[Stage], assignment: Assignment) -> None:
+    """UsageError, naming the verb, unless what ``first`` reads is of the data set and the config as they are now."""
+    context, record = assignment.context, assignment.record
+    if not any(stage in asked and stage.recorded is not None and not stage.feeds_next for stage in STAGES):
+        _check_features(assignment)
+    for stage in _needed(context.config, first):
+        name = stage.datasets[-1]
+        entry = record.datasets.get(name)
+        if stage in asked or entry is None:
+            continue
+        if method_today(stage, context, name) != entry.method:
             raise UsageError(
-                f"{dataset} of run {record.name!r} are behind what they were made from, or the config has changed "
-                f"since; run `spp {stage}` first, or `spp run`"
+                f"{name} of run {record.name!r} are behind what they were made from, or the config has changed "
+                f"since; run `spp {stage.name}` first, or `spp run`"
             )
-    for stage in stages:
-        if stage not in REDUCE_STAGES:
+
+
+def _check_features(assignment: Assignment) -> None:
+    """UsageError unless the recorded features are those of the images and labels that this config names."""
+    context, record = assignment.context, assignment.record
+    surveys: dict[str, Survey] = {}
+    for dataset in recorded_datasets(context):
+        found = surveys[dataset.name] = survey_after(context.root, dataset, surveys)
+        entry = record.datasets[dataset.name]
+        if not found.complete or entry.shards != len(dataset.shards):
+            raise UsageError(
+                f"{dataset.name} of run {record.name!r} are not those of the data set and splits as they are now; "
+                f"run `spp {dataset.stage}` first, or `spp run`"
+            )
+        if entry.partial and context.config.detect.source == "stored":
+            raise UsageError(
+                f"run {record.name!r} has no stored features of its test images (it was made with detect.source: "
+                f"stream); run `spp extract` first, or `spp run`"
+            )
+
+
+def _needed(config: RunConfig, first: Stage) -> list[Stage]:
+    """The stages after extraction whose results ``first`` reads, or what it reads was made from."""
+    wanted = set(first.reads(config))
+    needed = []
+    for stage in reversed(STAGES):
+        if stage.name in wanted:
+            wanted.update(stage.reads(config))
+            needed.append(stage)
+    return needed[::-1]
+
+
+def _do(assignment: Assignment, group: Sequence[Stage], asked: Sequence[Stage]) -> None:
+    """Have made what is missing of the datasets of some stages, in one loop; write into the record what is there."""
+    record, root = assignment.record, assignment.context.root
+    before = dict(record.datasets)
+    for stage in group:
+        if stage in asked:
+            stage.check(assignment)
+    planned: list[ShardedDataset] = []
+    if group[0].makers is None:
+        (stage,) = group
+        planned = _made_already(assignment, stage)
+        if not planned:
+            assert stage.make is not None
+            record.datasets.update(stage.make(assignment))
+            planned = list(stage.planned(assignment.context))
+    else:
+        planned = _make_shards(assignment, group, asked)
+    for stage in group:
+        if stage not in asked:
             continue
-        before = {name: record.datasets.get(name) for name in DATASETS_OF[stage]}
-        if stage == "finetune":  # which draws its windows first, and holds what it makes itself
-            made = head_made_already(invocation, record, index, retry)
-        else:
-            method = reduce_method_of(stage, config, record, index)
-            hold(invocation.root, record, [f"{name}/{method}" for name in DATASETS_OF[stage]])
-            made = None
-            if stage != "evaluate":  # which is light, and says the metrics as well
-                made = made_already(stage, method, invocation, record, index, retry)
-        record.datasets.update(made or _reduced(stage, invocation, record, index, retry, session))
-        if before != {name: record.datasets.get(name) for name in DATASETS_OF[stage]}:
-            write_run(invocation.root, record)
+        result = record.datasets.get(stage.datasets[-1])
+        _drop_older(record, stage, planned)
+        if stage.measure is not None and result is not None and result.manifest is not None:
+            stage.measure(assignment, before.get(stage.datasets[-1]))
+    if before != record.datasets:
+        write_run(root, record)
 
 
-def _needed(config: RunConfig, stage: str) -> tuple[str, ...]:
-    """The stages after extraction whose results ``stage`` reads, or what it reads was made from."""
-    if stage in ("finetune", "train-bbox"):
-        return ()
-    before = run_stages(config, stage)[:-1]
-    return tuple(s for s in before if s != "train-bbox" or config.detect.regress)
+def _made_already(assignment: Assignment, stage: Stage) -> list[ShardedDataset]:
+    """The datasets of a stage, and their entries in the record, if nothing of them is missing; else none.
+
+    What is asked for is held from now on, so that no collection takes it away.
+    """
+    context, record = assignment.context, assignment.record
+    found = {}
+    planned = []
+    for dataset in stage.planned(context):
+        hold(context.root, record, [f"{name}/{dataset.method}" for name in dataset.names])
+        if not survey_after(context.root, dataset, {}, assignment.retry).complete:
+            return []
+        found.update(settled(context.root, dataset))
+        planned.append(dataset)
+        context.sharded[dataset.name] = dataset
+        record.datasets.update(found)
+    return planned
 
 
-def _reduced(
-    stage: str, invocation: Invocation, record: RunRecord, index: Index, retry: bool, session: RaySession
-) -> dict[str, DatasetRecord]:
-    """Do one stage: its datasets. Its driver is imported here, with all that it takes to make something."""
-    if stage == "finetune":
-        from jobs.head.driver import finetune
+def _make_shards(assignment: Assignment, group: Sequence[Stage], asked: Sequence[Stage]) -> list[ShardedDataset]:
+    """Make what is missing of all datasets of ``group``; the shards of those not asked for must be there."""
+    context, record, root = assignment.context, assignment.record, assignment.context.root
+    surveys: dict[str, Survey] = {}
+    of_stage: dict[str, list[Survey]] = {stage.name: [] for stage in group}
+    for stage in group:
+        for dataset in stage.planned(context):
+            context.sharded[dataset.name] = dataset
+            hold(root, record, [f"{name}/{dataset.method}" for name in dataset.names])
+            found = surveys[dataset.name] = survey_after(root, dataset, surveys, assignment.retry)
+            if stage in asked:
+                of_stage[stage.name].append(found)
+            elif not found.complete:
+                raise UsageError(
+                    f"{dataset.name} has {len(found.done)} of {len(dataset.shards)} shards; "
+                    f"run `spp {stage.name}` first, or `spp run --until {asked[-1].name}`"
+                )
+    chosen = [found for stage in group for found in of_stage[stage.name]]
+    for stage in group:
+        if stage in asked and stage.recorded is not None:
+            _begin(record, stage, [found.dataset for found in of_stage[stage.name]])
+    write_run(root, record)
+    interrupted = False
+    try:
+        if not all(found.complete for found in chosen):
+            from jobs.shards.make import make_shards  # Ray, of which a run with nothing to do has no use
 
-        return finetune(invocation, record, index, session, retry)
-    if stage == "embed":
-        from jobs.head.embedding import embed
+            makers = []
+            for stage in group:
+                mine = of_stage[stage.name]
+                if stage.makers is not None and not all(found.complete for found in mine):
+                    makers += stage.makers(assignment, mine)
+            make_shards(assignment.invocation, makers, surveys)
+    except KeyboardInterrupt:
+        interrupted = True  # the record is written at once: there may be seconds before SIGKILL
+        raise
+    finally:
+        for found in () if interrupted else chosen:
+            record.datasets.update(settled(root, found.dataset))
+        write_run(root, record)
+    return [found.dataset for found in chosen]
 
-        return embed(invocation, record, index, session, retry)
-    if stage == "train-svm":
-        from jobs.svm.driver import train_svms
 
-        return {"svms": train_svms(invocation, record, index, session)}
-    if stage == "train-bbox":
-        from jobs.bbox.driver import train_regressors
+def _begin(record: RunRecord, stage: Stage, planned: Sequence[ShardedDataset]) -> None:
+    """Say what is being made. What an earlier command made by another method is not this run's any more."""
+    methods = {dataset.method for dataset in planned}
+    for name in stage.datasets:
+        if name in record.datasets and record.datasets[name].method not in methods:
+            del record.datasets[name]
+    for dataset in planned:
+        for name in dataset.names:
+            record.datasets[name] = dataset.entry()
 
-        return {"regressors": train_regressors(invocation, record, index, session)}
-    if stage == "detect":
-        from jobs.detect.driver import detect
 
-        return {"detections": detect(invocation, record, index, session, retry)}
-    from jobs.evaluate.driver import evaluate
-
-    return {"metrics": evaluate(invocation, record, index, session)}
+def _drop_older(record: RunRecord, stage: Stage, planned: Sequence[ShardedDataset]) -> None:
+    """What the stage makes in another way now stays the run's own only while it is of the same method and images."""
+    made = {name for dataset in planned for name in dataset.names}
+    kept = {(entry.method, entry.manifest) for name, entry in record.datasets.items() if name in made}
+    for name in stage.datasets:
+        entry = record.datasets.get(name)
+        if entry is None or name in made:
+            continue
+        if entry.manifest is not None and (entry.method, entry.manifest) not in kept:
+            del record.datasets[name]

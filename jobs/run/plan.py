@@ -6,21 +6,15 @@ spp plan --config configs/raccoon_kangaroo.yaml --root /data/spp
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from jobs.config.run_config import RunConfig
-from jobs.dataset.index import Index, committed_index, index_method, index_of, object_digests, read_index, tile_shards
-from jobs.detect.method import detection_shards
-from jobs.features.body import identify_body
-from jobs.features.known_bodies import BodyIdentity
-from jobs.features.method import vector_length
-from jobs.head.method import window_shards, windows_method
+from jobs.dataset.index import committed_index, index_method, index_of, read_index, tile_shards
 from jobs.record.invocation import Invocation
-from jobs.record.stage import DATASETS_OF, REDUCE_STAGES
+from jobs.record.stage import Context, Stage
 from jobs.run.forecast import Forecast, forecast
-from jobs.run.stages import planned_datasets, reduce_images, reduce_method_of
-from jobs.shards.survey import MapDataset, Survey, survey_after
+from jobs.run.stages import STAGES
+from jobs.shards.survey import ShardedDataset, Survey, survey_after
 from storage.commits import Commit, CommitName, read_commits, winners
 from storage.manifest import manifest_digest
 from storage.root import Root, StorageError
@@ -64,97 +58,50 @@ def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
         left = [tile for tile in rows if tile_shards(tile)[table] not in there[table]]
         images = sum(len(tile.images) for tile in left)
         planned.append(PlannedDataset("index", table, method, len(keys), len(keys) - len(left), images, None, None))
-    if set(stages) <= {"index"}:
-        return planned
-    body = identify_body(config.features) if "extract" in stages else None
-    index = index_of(rows)
+    context = Context(config, root, index_of(rows), RunRecord(name=invocation.name))
+    context.record.datasets["images"] = DatasetRecord(stage="index", method=method)
     surveys: dict[str, Survey] = {}
-    for dataset in planned_datasets(config, index, method, body):
-        found = surveys[dataset.name] = survey_after(root, dataset, surveys)
-        images = sum(len(shard.image_ids) for shard, _ in found.todo)
-        size, phases = _cost(root, dataset, images)
-        planned.append(
-            PlannedDataset(
-                dataset.stage,
-                dataset.name,
-                dataset.method,
-                len(dataset.shards),
-                len(found.done),
-                images,
-                size,
-                None if phases is None else round(sum(phases.values()), 1),
-                phases,
-            )
-        )
-    return planned + _reduced(invocation, index, surveys, stages, body)
-
-
-def _reduced(
-    invocation: Invocation,
-    index: Index,
-    surveys: Mapping[str, Survey],
-    stages: Sequence[str],
-    body: BodyIdentity | None,
-) -> list[PlannedDataset]:
-    """The stages after extraction. Their method ids are not known before what is upstream of them is there."""
-    config, root = invocation.config, invocation.root
-    record = RunRecord(name=invocation.name)
-    for found in surveys.values():
-        if found.complete:
-            for name in found.dataset.names:
-                manifest = manifest_digest(found.done.values())
-                stage, method = found.dataset.stage, found.dataset.method
-                record.datasets[name] = DatasetRecord(stage=stage, method=method, manifest=manifest)
-    if body is not None and "truth_features" in record.datasets:
-        record.datasets["truth_features"].classifier = body.classifier
-    planned = []
-    for stage in REDUCE_STAGES:
-        if stage not in stages:
-            continue
-        for dataset in DATASETS_OF[stage]:
-            if dataset == "training_windows" and not config.finetunes:
-                continue
-            keys = _keys(dataset, config, index, surveys, body)
-            try:
-                if dataset == "training_windows":
-                    method = windows_method(config.finetune, record)
-                else:
-                    method = reduce_method_of(stage, config, record, index)
-            except StorageError:
-                images = len(reduce_images(stage, config, index))
-                planned.append(PlannedDataset(stage, dataset, "?", 1, 0, images, None, None))
-                continue
-            there = winners(root, dataset, method)
-            if keys is None:
-                keys = {method: len(reduce_images(stage, config, index))}
-            left = {key: images for key, images in keys.items() if key not in there}
-            if not left:
-                manifest = manifest_digest([there[key] for key in keys])
-                record.datasets[dataset] = DatasetRecord(stage=stage, method=method, manifest=manifest)
-            done = len(keys) - len(left)
-            planned.append(PlannedDataset(stage, dataset, method, len(keys), done, sum(left.values()), None, None))
+    for stage in STAGES:
+        if stage.name in stages or (stage.feeds_next and not set(stages) <= {"index"}):
+            planned += _of_stage(stage, context, surveys)
     return planned
 
 
-def _keys(
-    dataset: str, config: RunConfig, index: Index, surveys: Mapping[str, Survey], body: BodyIdentity | None
-) -> dict[str, int] | None:
-    """The shards that a dataset after extraction should have, and their images; None if it is one, named by its
-    method."""
-    if dataset == "detections":
-        planned = detection_shards(index, index.images_in(config.dataset.test_splits))
-    elif dataset == "training_windows" and body is not None:
-        annotated = object_digests(index, config.dataset.train_splits)
-        planned = window_shards(config.finetune, vector_length(config.features, body), annotated)
-    elif dataset in ("embeddings", "truth_embeddings"):
-        source = "truth_features" if dataset == "truth_embeddings" else "features"
-        source = source if source in surveys else "windows"
-        wanted = set(index.images_in(config.dataset.train_splits))
-        held = {s.key: len(wanted.intersection(s.image_ids)) for s in surveys[source].dataset.shards}
-        return {key: images for key, images in held.items() if images}
-    else:
-        return None
-    return {shard.key: len(shard.image_ids) for shard in planned}
+def _of_stage(stage: Stage, context: Context, surveys: dict[str, Survey]) -> list[PlannedDataset]:
+    """A stage's datasets. Their method ids are not known before what is upstream of them is there."""
+    planned = []
+    try:
+        for dataset in stage.planned(context):
+            context.sharded[dataset.name] = dataset
+            found = surveys[dataset.name] = survey_after(context.root, dataset, surveys)
+            images = sum(len(shard.image_ids) for shard, _ in found.todo)
+            size, phases = _cost(context.root, dataset, images) if dataset.bytes_per_image else (None, None)
+            planned.append(
+                PlannedDataset(
+                    stage.name,
+                    dataset.name,
+                    dataset.method,
+                    len(dataset.shards),
+                    len(found.done),
+                    images,
+                    size,
+                    None if phases is None else round(sum(phases.values()), 1),
+                    phases,
+                )
+            )
+            if found.complete:
+                entry = dataset.entry()
+                entry.manifest = manifest_digest(found.done.values())
+                context.record.datasets.update(dict.fromkeys(dataset.names, entry))
+    except StorageError:
+        there = {entry.dataset for entry in planned}.union(stage.left_out(context.config))
+        images = len(stage.images(context))
+        planned += [
+            PlannedDataset(stage.name, name, "?", 1, 0, images, None, None)
+            for name in stage.datasets
+            if name not in there
+        ]
+    return planned
 
 
 def forecast_of(planned: Sequence[PlannedDataset], gpus: int, cores: int) -> Forecast:
@@ -168,7 +115,7 @@ def as_json(planned: Iterable[PlannedDataset]) -> list[dict[str, object]]:
     return [asdict(entry) for entry in planned]
 
 
-def _cost(root: Root, dataset: MapDataset, images: int) -> tuple[int | None, dict[str, float] | None]:
+def _cost(root: Root, dataset: ShardedDataset, images: int) -> tuple[int | None, dict[str, float] | None]:
     """Bytes and seconds by phase expected for ``images`` images."""
     if not images:
         return 0, {}

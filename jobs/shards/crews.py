@@ -126,8 +126,8 @@ class ActorCrew:
     An actor gets work when it is ready: one that waits for a node to come holds nothing up, and tells an autoscaler
     what is wanted. ``size``: how many actors there may be, asked anew each time, since clusters grow and shrink. While
     an earlier stage wants the same cores, only ``beside`` of them are kept: an actor holds its cores even when it has
-    nothing to do, so a surplus one gets no more work and is ended as soon as it is idle. ``needs``: what an actor
-    needs, in words.
+    nothing to do, so a surplus one gets no more work and is ended as soon as it is idle. ``images_at_once``: how many
+    one computes at a time. ``needs``: what an actor needs, in words.
     """
 
     def __init__(
@@ -138,9 +138,11 @@ class ActorCrew:
         size: Callable[[], int],
         beside: Callable[[], int],
         hands: int,
+        images_at_once: int = 1,
         needs: str = "",
         max_deaths: int = 3,
     ) -> None:
+        self.images_at_once = images_at_once
         self._make = make
         self._method = method
         self._size, self._beside, self._hands = size, beside, hands

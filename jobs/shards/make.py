@@ -1,90 +1,95 @@
-"""What the stages after extraction share that work shard by shard: committed shards are kept, the others made."""
+"""The one way to make datasets shard by shard: committed shards are kept, the others made, by one loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from jobs.errors import RunFailed
 from jobs.record.invocation import Invocation
-from jobs.record.publish import entry_of
 from jobs.shards.attempt import Trial
 from jobs.shards.crews import ActorCrew, Crew
 from jobs.shards.loop import ShardLoop, Work
 from jobs.shards.progress import ProgressReport
 from jobs.shards.prometheus import RunMetrics
 from jobs.shards.segments import Bookkeeper
-from storage.commits import CommitName, read_commits, winners
-from storage.manifest import fold
+from jobs.shards.survey import ShardedDataset, Survey, settled, survey
+from storage.commits import CommitName
 from storage.root import Root
 from storage.runs import DatasetRecord
 from storage.shards import Shard
 
-MakeWork = Callable[[Shard, int, Trial], Any]
-"""From a shard, the revision to write and what is different about the attempt to what a crew is given."""
-
 
 @dataclass(frozen=True)
-class ShardedDataset:
-    """A dataset to make: its shards, and how the work on one is described to the crew."""
+class ShardMaker:
+    """How the missing shards of a dataset are made.
 
-    name: str
-    method: str
-    shards: Sequence[Shard]
-    make: MakeWork
+    ``crews``: who works, by the name that ``works`` use, the first served first; one is called for if it has work.
+    """
+
+    survey: Survey
+    works: Callable[[Survey], Iterable[Work]]
+    crews: Mapping[str, Callable[[], Crew]]
 
 
 def make_shards(
-    invocation: Invocation,
-    stage: str,
-    datasets: Sequence[ShardedDataset],
-    crew: Callable[[], Crew],
-    retry: bool = False,
-) -> dict[str, DatasetRecord]:
-    """Make what is missing of ``datasets``, by one crew, which is only called for if something is.
+    invocation: Invocation, makers: Sequence[ShardMaker], upstream: Mapping[str, Survey] | None = None
+) -> None:
+    """Make what is missing. ``upstream``: surveys of datasets that are read, and made by nobody here.
 
-    ``retry``: shards in which an image failed are made again, as a new revision.
+    Raises RunFailed if it has to stop; what is committed stays.
     """
-    root = invocation.root
-    done: dict[tuple[str, str], CommitName] = {}
-    works = []
-    for dataset in datasets:
-        there = winners(root, dataset.name, dataset.method)
-        revisions = _again(root, dataset, there) if retry else {}
-        for shard in dataset.shards:
-            if shard.key in there and shard.key not in revisions:
-                done[dataset.name, shard.key] = there[shard.key]
-                continue
-            make = partial(_attempt, dataset.make, shard, revisions.get(shard.key, 0))
-            works.append(Work(stage, dataset.name, shard.key, shard.image_ids, make))
-    if works:
-        totals = {d.name: sum(w.images for w in works if w.dataset == d.name) for d in datasets}
-        totals = {name: images for name, images in totals.items() if images}
-        execution = invocation.config.execution
-        with ProgressReport(totals, dict.fromkeys(totals, 0), execution.progress_seconds) as progress:
-            made = crew()
-            if isinstance(made, ActorCrew):
-                progress.devices = made.actors
-            metrics = RunMetrics(invocation.name)
-            ShardLoop({stage: made}, execution, (progress, metrics, Bookkeeper(root)), done).run(works)
-    return {d.name: _entry(root, stage, d, done) for d in datasets}
+    surveys = {**(upstream or {}), **{maker.survey.dataset.name: maker.survey for maker in makers}}
+    works = [work for maker in makers if maker.survey.todo for work in maker.works(maker.survey)]
+    if not works:
+        return
+    done = {(name, key): commit for name, found in surveys.items() for key, commit in found.done.items()}
+    totals = {maker.survey.dataset.name: maker.survey.dataset.images for maker in makers}
+    before = {name: totals[name] - sum(work.images for work in works if work.dataset == name) for name in totals}
+    execution = invocation.config.execution
+    wanted = {name: start for maker in makers for name, start in maker.crews.items()}
+    with ProgressReport(totals, before, execution.progress_seconds) as progress:
+        crews = {name: start() for name, start in wanted.items() if any(work.stage == name for work in works)}
+        actors = [crew for crew in crews.values() if isinstance(crew, ActorCrew)]
+        if actors:
+            progress.devices = lambda: sum(crew.images_at_once * crew.actors() for crew in actors)
+        listeners = (progress, RunMetrics(invocation.name), Bookkeeper(invocation.root))
+        ShardLoop(crews, execution, listeners, done).run(works)
 
 
-def _attempt(make: MakeWork, shard: Shard, revision: int, _: CommitName | None, trial: Trial) -> Any:
-    return make(shard, revision, trial)
+def works_on(found: Survey, crew: str, make: Callable[[Shard, int, Trial], Any]) -> Iterator[Work]:
+    """Work on each missing shard of a dataset that reads no other shard by shard.
+
+    ``make``: from a shard, the revision to write and what is different about the attempt to what ``crew`` is given.
+    """
+    name = found.dataset.name
+    for shard, revision in found.todo:
+        trial = Trial(earlier={name: found.earlier[shard.key]} if shard.key in found.earlier else {})
+        yield Work(crew, name, shard.key, shard.image_ids, partial(_attempt, make, shard, revision), trial=trial)
 
 
-def _again(root: Root, dataset: ShardedDataset, there: Mapping[str, CommitName]) -> dict[str, int]:
-    """Shards in which an image failed, and the revision to make them as."""
-    keys = {shard.key for shard in dataset.shards}
-    names = [name for key, name in there.items() if key in keys]
-    commits = read_commits(root, dataset.name, dataset.method, names)
-    return {commit.shard: commit.revision + 1 for commit in commits if commit.failed}
-
-
-def _entry(
-    root: Root, stage: str, dataset: ShardedDataset, done: Mapping[tuple[str, str], CommitName]
+def make_dataset(
+    invocation: Invocation,
+    dataset: ShardedDataset,
+    crew: str,
+    start: Callable[[], Crew],
+    make: Callable[[Shard, int, Trial], Any],
+    *,
+    retry: bool = False,
 ) -> DatasetRecord:
-    names = [done[dataset.name, shard.key] for shard in dataset.shards]
-    return entry_of(stage, fold(root, dataset.name, dataset.method, names))
+    """Make what is missing of one dataset; ``retry``: shards in which an image failed as well."""
+    root: Root = invocation.root
+    found = survey(root, dataset, retry=retry)
+    make_shards(invocation, [ShardMaker(found, lambda found: works_on(found, crew, make), {crew: start})])
+    made = settled(root, dataset)
+    if dataset.name not in made:
+        raise RunFailed(f"{dataset.stage}: shards of {dataset.name} are gone again; run the same command again")
+    return made[dataset.name]
+
+
+def _attempt(
+    make: Callable[[Shard, int, Trial], Any], shard: Shard, revision: int, _: CommitName | None, trial: Trial
+) -> Any:
+    return make(shard, revision, trial)

@@ -17,7 +17,7 @@ HEAVY = {"torch", "torchvision", "ray", "numba", "llvmlite", "sklearn", "scipy",
 
 COMMAND = """
 import json, sys
-from jobs.cli import main
+from jobs.cli.main import main
 from tests import REPOSITORY
 code = main(sys.argv[1:])
 print(json.dumps({"code": code, "modules": sorted({name.split(".")[0] for name in sys.modules})}))

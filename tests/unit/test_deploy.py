@@ -13,7 +13,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from jobs.cli.app import app
+from jobs.cli.main import app
 from jobs.config.run_config import load_config
 from tests import REPOSITORY
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from typer.main import get_command
 
-from jobs.cli.app import app
+from jobs.cli.main import app
 from storage import files
 from storage.root import open_root
 from tests import REPOSITORY

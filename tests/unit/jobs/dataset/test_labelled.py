@@ -19,9 +19,9 @@ from jobs.dataset.image_file import block_of, is_row, read_image
 from jobs.dataset.index import index_method, index_of, read_index
 from jobs.dataset.labelled import folder_entries
 from jobs.dataset.labels import ImageLabels
+from jobs.dataset.stored import image_files
 from jobs.errors import UsageError
 from jobs.pretrain.worker import LabelledFiles
-from jobs.proposals.stored import image_files
 from pipeline.training.augmentation import PLAIN
 from pipeline.training.mini_batches import Decoded, MiniBatches, Request, loaded
 

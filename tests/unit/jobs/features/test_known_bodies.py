@@ -222,7 +222,7 @@ def test_the_cache_keeps_to_its_size(cache, monkeypatch):
 BUSY = """
 import sys
 from pathlib import Path
-from jobs.known_bodies import BodyIdentity, recall, remember
+from jobs.features.known_bodies import BodyIdentity, recall, remember
 from tests import REPOSITORY
 
 identity = BodyIdentity(256, "d" * 64, "c" * 10_000)

@@ -1,0 +1,38 @@
+"""The stage ``train-bbox``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from jobs.record.stage import Assignment, Context, Stage
+
+if TYPE_CHECKING:
+    from jobs.shards.survey import ShardedDataset
+    from storage.runs import DatasetRecord
+
+
+def _planned(context: Context) -> Iterator[ShardedDataset]:
+    from jobs.bbox.method import bbox_method
+    from jobs.shards.survey import one_shard
+
+    images = context.train_images()
+    yield one_shard("train-bbox", "regressors", bbox_method(context.config.bbox, context.record, images), images)
+
+
+def _make(assignment: Assignment) -> dict[str, DatasetRecord]:
+    from jobs.bbox.driver import train_regressors
+
+    return {
+        "regressors": train_regressors(assignment.invocation, assignment.record, assignment.index, assignment.session)
+    }
+
+
+TRAIN_BBOX = Stage(
+    name="train-bbox",
+    summary="One box regressor per class.",
+    datasets=("regressors",),
+    planned=_planned,
+    images=Context.train_images,
+    make=_make,
+)

@@ -1,0 +1,97 @@
+"""The stage ``extract``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from jobs.record.stage import FEATURE_STORES, Assignment, Context, Stage
+
+if TYPE_CHECKING:
+    from jobs.shards.make import ShardMaker
+    from jobs.shards.survey import ShardedDataset, Survey
+
+
+def _truth(context: Context, method: str, bytes_per_image: int, classifier: str) -> ShardedDataset:
+    from jobs.dataset.index import object_digests
+    from jobs.shards.survey import ShardedDataset
+    from storage.shards import shards
+
+    digests = object_digests(context.index, context.config.dataset.train_splits)
+    return ShardedDataset(
+        stage="extract",
+        name="truth_features",
+        method=method,
+        cut=lambda: list(shards(digests, bytes_per_image)),
+        bytes_per_image=bytes_per_image,
+        classifier=classifier,
+    )
+
+
+def _features(
+    context: Context, name: str, method: str, bytes_per_image: int, proposals: ShardedDataset, partial: bool
+) -> ShardedDataset:
+    from jobs.shards.survey import ShardedDataset
+    from storage.shards import shards
+
+    digests: Mapping[str, str] = context.index.digests()
+    only = context.train_images() if partial else None
+    return ShardedDataset(
+        stage="extract",
+        name=name,
+        method=method,
+        cut=lambda: list(shards(digests, bytes_per_image, only)),
+        bytes_per_image=bytes_per_image,
+        upstream=proposals,
+        companion="maps" if name == "windows" else None,
+        partial=partial,
+    )
+
+
+def _planned(context: Context) -> Iterator[ShardedDataset]:
+    from jobs.features.body import identify_body
+    from jobs.features.method import TRUTH_BOXES_PER_IMAGE, features_method, truth_method, vector_length
+
+    config, proposals = context.config, context.sharded["proposals"]
+    body = identify_body(config.features)
+    vector_bytes = 2 * vector_length(config.features, body)
+    images = context.record.datasets["images"].method
+    method = truth_method(config.features, body.digest, images)
+    yield _truth(context, method, TRUTH_BOXES_PER_IMAGE * vector_bytes, body.classifier)
+    yield _features(
+        context,
+        "windows" if config.features.store == "maps" else "features",
+        features_method(config.features, body.digest, proposals.method),
+        config.proposals.max_per_image * vector_bytes,
+        proposals,
+        # those of the test splits may pass by unstored
+        partial=config.detect.source == "stream",
+    )
+
+
+def _recorded(context: Context) -> Iterator[ShardedDataset]:
+    datasets, proposals = context.record.datasets, context.sharded.get("proposals")
+    if "truth_features" in datasets:
+        entry = datasets["truth_features"]
+        yield _truth(context, entry.method, entry.bytes_per_image, entry.classifier)
+    for name in ("windows", "features"):
+        if name in datasets and proposals is not None:
+            entry = datasets[name]
+            yield _features(context, name, entry.method, entry.bytes_per_image, proposals, entry.partial)
+
+
+def _makers(assignment: Assignment, surveys: Sequence[Survey]) -> list[ShardMaker]:
+    from jobs.features.driver import makers_of
+
+    return makers_of(assignment, surveys)
+
+
+EXTRACT = Stage(
+    name="extract",
+    summary="One vector per proposal, and per ground-truth box of the training splits.",
+    datasets=("truth_features", *FEATURE_STORES),
+    planned=_planned,
+    recorded=_recorded,
+    reads_images=lambda config: True,
+    makers=_makers,
+)
