@@ -67,7 +67,16 @@ def prepare(root: Root, pictures: list[Path], per_shard: int) -> Prepared:
     for start in range(0, len(files), per_shard):
         part = tuple(files[start : start + per_shard])
         key = shard_key([(file.image_id, file.digest) for file in part])
-        work = ProposeShard(root, METHOD, key, 0, part, {}, ProposalsConfig(), "benchmark")
+        work = ProposeShard(
+            root=root,
+            method=METHOD,
+            shard=key,
+            revision=0,
+            images=part,
+            storage_options={},
+            config=ProposalsConfig(),
+            producer="benchmark",
+        )
         commit = propose_shard(work)
         assert commit is not None
         shards.append((part, commit))
@@ -92,7 +101,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="spp-benchmark-") as folder:
         root = open_root(folder)
         prepared = prepare(root, sorted(options.data.glob("*.jpg"))[: options.images], per_shard=4)
-        settings = ActorSettings(root, config, "cpu", 1, 2, 4, 2000, {}, "benchmark")
+        settings = ActorSettings(
+            root=root,
+            config=config,
+            device="cpu",
+            threads=1,
+            decode_threads=2,
+            decode_ahead=4,
+            max_boxes=2000,
+            storage_options={},
+            producer="benchmark",
+        )
         actor = FeatureActor(settings, {name: values.numpy() for name, values in loaded.state.items()})
         metadata = file_metadata(config, loaded, METHOD, "benchmark")
         boxes = prepared.boxes()
@@ -104,7 +123,16 @@ def main() -> int:
         def ours() -> list[Commit]:
             shutil.rmtree(Path(folder) / "features", ignore_errors=True)
             works = [
-                ExtractShard("features", METHOD, commit.shard, 0, part, metadata, commit.name, METHOD)
+                ExtractShard(
+                    dataset="features",
+                    method=METHOD,
+                    shard=commit.shard,
+                    revision=0,
+                    images=part,
+                    metadata=metadata,
+                    proposals=commit.name,
+                    proposals_method=METHOD,
+                )
                 for part, commit in prepared.shards
             ]
             with ThreadPoolExecutor(2) as hands:

@@ -69,7 +69,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="spp-benchmark-") as folder:
         root = open_root(folder)
         prepared = prepare(root, photographs, per_shard=2)
-        settings = ActorSettings(root, config, "cpu", 1, 2, 4, 2000, {}, "benchmark")
+        settings = ActorSettings(
+            root=root,
+            config=config,
+            device="cpu",
+            threads=1,
+            decode_threads=2,
+            decode_ahead=4,
+            max_boxes=2000,
+            storage_options={},
+            producer="benchmark",
+        )
         state = ray.put({name: values.numpy() for name, values in loaded.state.items()})
         actor: Any = ray.remote(num_cpus=1, max_concurrency=2)(_HeldActor)
 
@@ -125,19 +135,19 @@ def _works(prepared: Prepared, metadata: dict[str, str], store: str) -> list[Wor
     dataset = "windows" if store == "maps" else "features"
     return [
         Work(
-            "extract",
-            dataset,
-            commit.shard,
-            [file.image_id for file in part],
-            lambda _, trial, part=part, commit=commit: ExtractShard(  # type: ignore[misc]
-                dataset,
-                METHOD,
-                commit.shard,
-                0,
-                part,
-                metadata,
-                commit.name,
-                METHOD,
+            stage="extract",
+            dataset=dataset,
+            shard=commit.shard,
+            image_ids=[file.image_id for file in part],
+            make=lambda _, trial, part=part, commit=commit: ExtractShard(  # type: ignore[misc]
+                dataset=dataset,
+                method=METHOD,
+                shard=commit.shard,
+                revision=0,
+                images=part,
+                metadata=metadata,
+                proposals=commit.name,
+                proposals_method=METHOD,
                 trial=trial,  # type: ignore[arg-type]
             ),
         )

@@ -5,9 +5,10 @@ Its digest is that of the (shard, revision) pairs, so the same content has the s
 
 from __future__ import annotations
 
+import bisect
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,6 +44,21 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
+class DataFile:
+    """A data file of a manifest: its shard, its key under the root, and the first and last of its image ids."""
+
+    shard: str
+    key: str
+    first: str
+    last: str
+
+    def may_hold(self, image_ids: Sequence[str]) -> bool:
+        """Whether one of ``image_ids`` (sorted) lies between its first and last."""
+        place = bisect.bisect_left(image_ids, self.first)
+        return place < len(image_ids) and image_ids[place] <= self.last
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The committed files of one dataset and method, in the order of their images.
 
@@ -74,6 +90,18 @@ class Manifest:
     def keys(self) -> list[str]:
         """Keys of the data files under the root."""
         return [f"{self.dataset}/{self.method}/{data}" for data in self.table["data"].to_pylist()]
+
+    @cached_property
+    def files(self) -> list[DataFile]:
+        """Its data files, in the order of their images."""
+        columns = self.table.select(["shard", "first_image", "last_image"]).to_pydict()
+        shards, first, last = columns.values()
+        return [DataFile(*row) for row in zip(shards, self.keys, first, last, strict=True)]
+
+    def files_of(self, image_ids: Collection[str]) -> list[DataFile]:
+        """Those of ``files`` that may hold some of these images."""
+        wanted = sorted(image_ids)
+        return [file for file in self.files if file.may_hold(wanted)]
 
     @property
     def names(self) -> list[CommitName]:

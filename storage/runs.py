@@ -70,6 +70,11 @@ class RunRecord(BaseModel):
     datasets: dict[str, DatasetRecord] = Field(default_factory=dict)
     holds: list[str] = Field(default_factory=list)
 
+    def complete(self, dataset: str) -> bool:
+        """Whether the run has all of a dataset."""
+        entry = self.datasets.get(dataset)
+        return entry is not None and entry.manifest is not None
+
 
 def check_run_name(name: str) -> None:
     """Raises StorageError unless ``name`` can be a file's name on every store."""

@@ -75,11 +75,8 @@ def scan_manifest(
 ) -> Iterator[pa.Table]:
     """``scan`` of the files of a manifest."""
     wanted = None if image_ids is None else sorted(image_ids)
-    shards = manifest.table.select(["data", "first_image", "last_image"]).to_pylist()
-    for shard, key in zip(shards, manifest.keys, strict=True):
-        if wanted is not None and not _any_between(wanted, shard["first_image"], shard["last_image"]):
-            continue
-        yield from scan_file(root, key, columns, wanted)
+    for file in manifest.files if wanted is None else manifest.files_of(wanted):
+        yield from scan_file(root, file.key, columns, wanted)
 
 
 def scan_file(

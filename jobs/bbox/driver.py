@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +32,8 @@ from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord
 from storage.scan import scan_file, scan_manifest
 from storage.schemas import VECTOR_COLUMN, schema
+
+_log = logging.getLogger("spp")
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def train_regressors(invocation: Invocation, record: RunRecord, index: Index, se
     rows = []
     for name, regressor in zip(examples, fitted, strict=True):
         rows.append(_row(name, regressor, counts[name], scale, config.ridge))
-        print(f"train-bbox: {name}: {counts[name]:,} windows", file=sys.stderr, flush=True)
+        _log.info(f"train-bbox: {name}: {counts[name]:,} windows")
     notes = [
         LedgerRow(
             image_id=name,

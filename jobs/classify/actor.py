@@ -26,7 +26,7 @@ from storage.schemas import VECTOR_COLUMN, schema
 from storage.writer import ShardWriter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ViewShard:
     """The images of one shard, and what is wanted of each. ``views``: as the config names them."""
 

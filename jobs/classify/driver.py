@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from jobs.features.method import vector_length
 from jobs.proposals.stored import failed_in
 from jobs.record.invocation import Invocation
 from jobs.record.publish import done_already, publish
-from jobs.record.recording import recorded_run, say
+from jobs.record.recording import recorded_run
 from jobs.record.versions import PRODUCER
 from jobs.shards.attempt import Trial
 from jobs.shards.make import make_dataset
@@ -45,6 +46,8 @@ from storage.manifest import recorded_manifest
 from storage.runs import DatasetRecord, RunRecord, dataset_record, hold
 from storage.schemas import schema
 from storage.shards import Shard, shards
+
+_log = logging.getLogger("spp")
 
 
 def classify(invocation: Invocation, retry: bool = False) -> RunRecord:
@@ -123,7 +126,17 @@ def _image_features(
 
     def make(shard: Shard, revision: int, trial: Trial) -> ViewShard:
         images = tuple(files[image_id] for image_id in shard.image_ids)
-        return ViewShard(root, method, shard.key, revision, images, views, stored, metadata, trial)
+        return ViewShard(
+            root=root,
+            method=method,
+            shard=shard.key,
+            revision=revision,
+            images=images,
+            views=views,
+            layers=stored,
+            metadata=metadata,
+            trial=trial,
+        )
 
     def cut() -> list[Shard]:
         return list(shards(index.digests(), _image_bytes(config, stored, lengths)))
@@ -250,7 +263,7 @@ def _measure(
             tested += [(HELD_OUT, number, split) for number, split in chosen_on]
         parts, threads = {"": tested}, most_threads
         if solver == "sklearn":
-            say(f"classify: {view} {layer}: by LinearSVC on the vectors")
+            _log.info("classify: %s %s: by LinearSVC on the vectors", view, layer)
             parts = {f", split {number}": [one for one in tested if one[1] == number] for number, _ in splits}
             threads = 1
         task = as_task(_measure_task, num_cpus=threads, memory=min(needed, resources.node_memory // 2))
@@ -264,7 +277,20 @@ def _measure_task(
     work: tuple[Any, ...], labels: ImageLabels, splits: Any, solver: Literal["gram", "sklearn"], threads: int
 ) -> LayerResult:
     root, keys, view, layer, levels, config = work
-    return measure_layer(LayerTask(root, keys, view, layer, levels, config, labels, splits, solver, threads))
+    return measure_layer(
+        LayerTask(
+            root=root,
+            keys=keys,
+            view=view,
+            layer=layer,
+            levels=levels,
+            config=config,
+            labels=labels,
+            splits=splits,
+            solver=solver,
+            threads=threads,
+        )
+    )
 
 
 def _gathered(config: RunConfig, refs: Mapping[Any, tuple[str, str, str]]) -> tuple[list[LayerResult], list[LedgerRow]]:
@@ -279,10 +305,10 @@ def _gathered(config: RunConfig, refs: Mapping[Any, tuple[str, str, str]]) -> tu
             view, layer, which = refs[ref]
             means = class_means(results[ref].measured, measure_of(config))[view, layer, TEST]
             seconds = ", ".join(f"{name} {value:.1f} s" for name, value in results[ref].seconds.items())
-            say(f"classify: {view} {layer}{which}: {100 * statistics.mean(means):.2f} % ({seconds})")
+            _log.info(f"classify: {view} {layer}{which}: {100 * statistics.mean(means):.2f} % ({seconds})")
             if results[ref].not_converged:
                 text = f"{results[ref].not_converged} SVMs of layer {layer}, view {view}{which} did not converge"
-                say(f"note: {text}")
+                _log.warning("note: %s", text)
                 notes.append(LedgerRow(image_id="", stage="classify", type="NotConverged", message=text, level="note"))
     except BaseException:  # an interrupt above all: the others would go on without us
         for ref in left:

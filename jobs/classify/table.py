@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +27,11 @@ from jobs.console.tables import markdown_table, print_table
 from jobs.errors import UsageError
 from jobs.features.body import load_body
 from jobs.record.invocation import Invocation
-from jobs.record.recording import failed_images, say
+from jobs.record.recording import failed_images
 from pipeline.features.whole_image import POOL_LEVEL
 from pipeline.images.view import View
+
+_log = logging.getLogger("spp")
 
 _ABSENT = {"classify": (), "no-spp": ("spp",), "random": ("fc6", "fc7")}
 """Layers that a kind of weights does not have: a network without SPP its pyramid, random weights a classifier."""
@@ -130,7 +133,7 @@ def _changed(config: RunConfig, changes: Mapping[str, dict[str, Any]], leave_out
 
 def _cells(invocation: Invocation, name: str, config: RunConfig) -> _Run:
     run = f"{invocation.name}.{name}"
-    say(f"table: {run}")
+    _log.info(f"table: {run}")
     record = classify(Invocation(config, invocation.root, run, invocation.argv))
     return _Run(run, measured_layers(record), failed_images(invocation.root, record), record.exit_code or 0)
 

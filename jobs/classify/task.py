@@ -31,7 +31,7 @@ TEST = "test"
 HELD_OUT = "held out"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerTask:
     """A layer of a view to measure. ``splits``: what it is tested on (``TEST`` or ``HELD_OUT``), the split's number,
     and its rows of ``labels``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jobs.console.log import configure
 from jobs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +27,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+
+
+@app.callback()
+def _every_verb(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what must be looked into.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more: what is there, what is made.")] = False,
+) -> None:
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose: give one of them")
+    configure(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+
 
 ConfigOption = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML config of the run.")]
 RootOption = Annotated[

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ from storage.runs import DatasetRecord, RunRecord, read_run, run_names
 
 if TYPE_CHECKING:
     from pipeline.measures.bootstrap import Bootstrap
+
+_log = logging.getLogger("spp")
 
 ROWS: dict[str, dict[str, Any]] = {
     "pool5": {"svm": {"layer": "pool5"}, "detect": {"regress": False}},
@@ -109,11 +111,11 @@ def make_table(invocation: Invocation, columns: Sequence[str], rows: Sequence[st
                 continue
             cell = _cell_invocation(invocation, column, row)
             if not only_print:
-                print(f"table: {cell.name}", file=sys.stderr, flush=True)
+                _log.info("table: %s", cell.name)
                 records[row, column] = run(cell, run_stages(cell.config))
             elif cell.name in there:
                 records[row, column] = read_run(invocation.root, cell.name)
-    done = {place: record for place, record in records.items() if _measured(record)}
+    done = {place: record for place, record in records.items() if record.complete("metrics")}
     if not done:
         raise UsageError("no run of the table is there yet; run `spp table` without --only-print")
     parts = [read_measured(invocation.root, record.name) for record in done.values()]
@@ -148,11 +150,6 @@ def _title(config: RunConfig, column: str) -> str:
         return "R-CNN (warped)"
     scales = cell_config(config, column, "pool5").features.scales
     return f"{column} ({' '.join(map(str, scales))})"
-
-
-def _measured(record: RunRecord) -> bool:
-    entry = record.datasets.get("metrics")
-    return entry is not None and entry.manifest is not None
 
 
 def _read(root: Root, records: Mapping[tuple[str, str], RunRecord], titles: dict[str, str]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 
 from jobs.dataset.index import (
@@ -18,9 +19,10 @@ from jobs.dataset.labelled import ALL
 from jobs.errors import RunFailed, UsageError
 from jobs.record.invocation import Invocation
 from jobs.record.publish import entry_of
-from jobs.record.recording import say
 from storage.manifest import fold
 from storage.runs import RunRecord, hold, write_run
+
+_log = logging.getLogger("spp")
 
 
 def make_index(invocation: Invocation, record: RunRecord) -> Index:
@@ -42,11 +44,11 @@ def make_index(invocation: Invocation, record: RunRecord) -> Index:
         reason = f"; the first: {failed[0].message}" if failed else ""
         raise UsageError(f"dataset: the splits {', '.join(config.dataset.splits)} have no usable image{reason}")
     for row in index.ledger:
-        say(f"{'failed' if row.level == 'failed' else 'note'}: image {row.image_id}: {row.message}")
+        _log.warning("%s: image %s: %s", "failed" if row.level == "failed" else "note", row.image_id, row.message)
     used = {split for splits in index.images["splits"].to_pylist() for split in splits}
     for split in () if used == {ALL} else config.dataset.splits:
         if split not in used:
-            say(f"note: split {split!r} has no usable image")
+            _log.warning("note: split %r has no usable image", split)
     with ThreadPoolExecutor(config.execution.index_threads) as writers:
         for commits in writers.map(lambda tile: publish_tile(root, method, tile, done), rows):
             for commit in commits:

@@ -29,7 +29,7 @@ _LIKELY_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 """Folders and files of these names are no classes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """Where one image and its annotation are, or why it is not used: type and message of a ledger row.
 
@@ -92,7 +92,14 @@ def folder_entries(
                 problem = ("DuplicateImage", f"{name} and {entries[stem].uri} differ in their suffix only; rename one")
                 stem = relative
             listing = f"{relative!a} {listing_token(info)}"
-            entries[stem] = Entry(uri, "", (split,), listing, problem, class_name=parts[0] if not problem else None)
+            entries[stem] = Entry(
+                uri=uri,
+                annotation="",
+                splits=(split,),
+                listing=listing,
+                problem=problem,
+                class_name=parts[0] if not problem else None,
+            )
     if not any(entry.problem is None for entry in entries.values()):
         raise UsageError(f"dataset.path: no folder of {url!r} has images; give a folder per class, with images in it")
     return entries
@@ -143,7 +150,9 @@ def table_entries(
             problem = ("NoClass", f"{name}: row {number} {why}; label it") if label is None else None
             listing = f"{stem} {number} {listing_token(info)}"
             place = row_uri(uri, image_column, group, row)
-            entries[f"{stem}/{number:09d}"] = Entry(place, "", (split,), listing, problem, class_name=label)
+            entries[f"{stem}/{number:09d}"] = Entry(
+                uri=place, annotation="", splits=(split,), listing=listing, problem=problem, class_name=label
+            )
     return entries
 
 

@@ -52,18 +52,20 @@ def list_entries(config: DatasetConfig) -> tuple[dict[str, Entry], fsspec.Abstra
             splits = tuple(dict.fromkeys(named))
             if image_id in entries:
                 problem = ("DuplicateImage", duplicate(image_id, devkit))
-                entries[image_id] = Entry("", "", splits, "", problem)
+                entries[image_id] = Entry(uri="", annotation="", splits=splits, listing="", problem=problem)
             elif image_id not in pictures or "::" in image_id:
                 folder = f"{devkit}/JPEGImages"
                 problem = unusable(image_id, folder, splits, cut.get(image_id), image_id in pictures)
-                entries[image_id] = Entry("", "", splits, "", problem)
+                entries[image_id] = Entry(uri="", annotation="", splits=splits, listing="", problem=problem)
             else:
                 name, listing = pictures[image_id]
                 uri = f"{devkit}/JPEGImages/{name}"
                 uri = fs.unstrip_protocol(uri) if "://" in config.path else uri
                 often = [split for split in splits if named.count(split) > 1]
                 note = f"split {often[0]!r} names it {named.count(often[0])} times; it is taken once" if often else None
-                entries[image_id] = Entry(uri, f"{annotations}/{image_id}.xml", splits, listing, note=note)
+                entries[image_id] = Entry(
+                    uri=uri, annotation=f"{annotations}/{image_id}.xml", splits=splits, listing=listing, note=note
+                )
     for split in config.splits:
         if split not in found:
             there = sorted(

@@ -25,7 +25,7 @@ from jobs.features.crew import actor_crew
 from jobs.features.method import features_method
 from jobs.features.stored import feature_shards
 from jobs.head.stored import StoredHead, head_classes, network_layer, read_head
-from jobs.proposals.stored import failed_in, proposal_files
+from jobs.proposals.stored import failed_in
 from jobs.record.invocation import Invocation
 from jobs.record.lineage import stored_features
 from jobs.record.stage import Assignment
@@ -137,15 +137,26 @@ def _maker(
         detected_classes(root, record, config),
     )
     stored = [] if streamed else feature_shards(root, record)
-    proposed = proposal_files(root, record) if streamed else []
+    proposed = recorded_manifest(root, record, "proposals").files if streamed else []
 
     def make(shard: Shard, revision: int, trial: Trial) -> DetectShard:
         ids = shard.image_ids
         holding = tuple(one for one in stored if one.first <= ids[-1] and ids[0] <= one.last)
-        boxes = tuple(key for key, first, last in proposed if first <= ids[-1] and ids[0] <= last)
+        boxes = tuple(file.key for file in proposed if file.may_hold(ids))
         images = tuple(files[image_id] for image_id in ids)
         failures = failed.intersection(ids)
-        return DetectShard(root, method, shard.key, revision, images, holding, boxes, failures, names, trial)
+        return DetectShard(
+            root=root,
+            method=method,
+            shard=shard.key,
+            revision=revision,
+            images=images,
+            features=holding,
+            proposals=boxes,
+            failed=failures,
+            class_names=names,
+            trial=trial,
+        )
 
     return make
 

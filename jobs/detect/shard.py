@@ -23,7 +23,7 @@ from storage.root import Root
 from storage.schemas import VECTOR_COLUMN, schema
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetectShard:
     """The test images of one shard, and the shards of features, or files of proposals, that hold them.
 

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -16,6 +15,8 @@ from typing import Any
 from jobs.config.execution import ExecutionConfig
 from jobs.errors import RunFailed, UsageError
 from storage.root import Root, is_local
+
+_log = logging.getLogger("spp")
 
 _MEMORY_PER_ACTOR = 1536 * 1024 * 1024
 """What an extraction actor on a CPU needs: torch, a body, a few buffers of 64 MB."""
@@ -170,7 +171,7 @@ class RaySession:
         while not ray.wait([asked], timeout=self._config.stall_seconds)[0]:
             wanted = "a GPU" if on_gpu else "a core"
             waited = time.monotonic() - since
-            print(f"no node has {wanted}; one is waited for since {waited:.0f} s", file=sys.stderr, flush=True)
+            _log.warning("no node has %s; one is waited for since %.0f s", wanted, waited)
         self._looked = 0.0
         return self.resources()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from jobs.execution.session import Resources
 from jobs.execution.tasks import as_task, results
 from pipeline.training.descent import TrainingError
 from storage.root import Root, store_errors
+
+_log = logging.getLogger("spp")
 
 _BESIDE_GPU = 4
 """Threads of a worker that trains on a GPU: they gather mini-batches."""
@@ -171,7 +173,7 @@ def _follow(training: Training, done: Callable[[float], bool], every: float) -> 
         finished = done(every)
         point = _last_point(work)
         if point and point != last and "error" not in point:
-            print(f"{training.stage}: {training.described(point)}", file=sys.stderr, flush=True)
+            _log.info("%s: %s", training.stage, training.described(point))
         last = point or last
         if finished:
             break

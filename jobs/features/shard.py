@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from storage.root import Root
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExtractShard:
     """All that a worker needs to know of its shard.
 
@@ -48,7 +48,7 @@ class ExtractShard:
         return (Upstream(dataset="proposals", method=self.proposals_method, shard=name.shard, revision=name.revision),)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ActorSettings:
     """What an actor is made with: the same for all shards of a run."""
 

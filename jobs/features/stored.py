@@ -18,7 +18,7 @@ from pipeline.phases import PhaseClock
 from storage.columns import vector_column, vectors_of, windows_of
 from storage.manifest import Manifest, recorded_manifest
 from storage.root import Root, open_root
-from storage.runs import DatasetRecord, RunRecord, read_run
+from storage.runs import RunRecord, read_run
 from storage.scan import file_metadata, scan_file
 from storage.schemas import MAP_COLUMN, VECTOR_COLUMN
 
@@ -125,13 +125,10 @@ def feature_shards(root: Root, record: RunRecord) -> list[FeatureShard]:
     manifest, maps = feature_manifest(root, record), None
     if manifest.dataset == "windows":
         stored = recorded_manifest(root, record, "maps")
-        maps = dict(zip(stored.table["shard"].to_pylist(), stored.keys, strict=True))
-    rows = manifest.table.select(["shard", "first_image", "last_image"]).to_pylist()
+        maps = {file.shard: file.key for file in stored.files}
     return [
-        FeatureShard(
-            root, row["shard"], key, maps[row["shard"]] if maps else None, row["first_image"], row["last_image"]
-        )
-        for row, key in zip(rows, manifest.keys, strict=True)
+        FeatureShard(root, file.shard, file.key, maps[file.shard] if maps else None, file.first, file.last)
+        for file in manifest.files
     ]
 
 
@@ -139,12 +136,8 @@ def vector_shards(root: Root, record: RunRecord, layer: str) -> list[FeatureShar
     """The shards of what SVMs on ``layer`` see: features, or stored outputs of the head."""
     if layer == "pool5":
         return feature_shards(root, record)
-    manifest = recorded_manifest(root, record, "embeddings")
-    rows = manifest.table.select(["shard", "first_image", "last_image"]).to_pylist()
-    return [
-        FeatureShard(root, row["shard"], key, None, row["first_image"], row["last_image"])
-        for row, key in zip(rows, manifest.keys, strict=True)
-    ]
+    files = recorded_manifest(root, record, "embeddings").files
+    return [FeatureShard(root, file.shard, file.key, None, file.first, file.last) for file in files]
 
 
 def truth_dataset(layer: str) -> str:
@@ -154,7 +147,7 @@ def truth_dataset(layer: str) -> str:
 
 def feature_manifest(root: Root, record: RunRecord) -> Manifest:
     """The manifest of ``features``, or that of ``windows`` in a store of conv maps: both have the same digest."""
-    stored = "windows" not in record.datasets or _complete(record.datasets.get("features"))
+    stored = "windows" not in record.datasets or record.complete("features")
     return recorded_manifest(root, record, "features" if stored else "windows")
 
 
@@ -185,7 +178,3 @@ def with_vectors(windows: pa.Table, vectors: NDArray[np.float16]) -> pa.Table:
     """Rows of ``windows`` with the column that makes them rows of ``features``."""
     column = vector_column(vectors)
     return windows.append_column(pa.field(VECTOR_COLUMN, column.type, nullable=False), column)
-
-
-def _complete(entry: DatasetRecord | None) -> bool:
-    return entry is not None and entry.manifest is not None

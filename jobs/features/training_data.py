@@ -44,12 +44,11 @@ class TrainingData:
         names = tuple(index.class_names())
         objects = objects_of(index, ids, names)
         manifest = recorded_manifest(root, record, truth_dataset(layer))
-        truth = list(zip(manifest.table.select(["first_image", "last_image"]).to_pylist(), manifest.keys, strict=True))
         shards = []
         for shard in sorted(vector_shards(root, record, layer), key=lambda s: s.shard):
             images = tuple(image_id for image_id in ids if shard.first <= image_id <= shard.last)
             if images:
-                keys = tuple(key for r, key in truth if r["first_image"] <= images[-1] and images[0] <= r["last_image"])
+                keys = tuple(file.key for file in manifest.files if file.may_hold(images))
                 shards.append(TrainingShard(shard, keys, images, {i: objects[i] for i in images if i in objects}))
         return cls(names, tuple(shards))
 

@@ -28,7 +28,7 @@ from storage.schemas import VECTOR_COLUMN, schema
 from storage.writer import ShardWriter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WindowShard:
     """The training images of one shard, the files of proposals that hold them, and their objects.
 

@@ -18,7 +18,7 @@ from jobs.features.crew import actor_crew
 from jobs.features.method import file_metadata
 from jobs.head.method import head_method, planned_windows
 from jobs.head.worker import TrainHead, described, initial_head, publish_head, train_head
-from jobs.proposals.stored import failed_in, proposal_files
+from jobs.proposals.stored import failed_in
 from jobs.record.invocation import Invocation
 from jobs.record.publish import done_already
 from jobs.record.stage import Assignment
@@ -66,25 +66,25 @@ def _windows(assignment: Assignment, body: LoadedBody) -> DatasetRecord:
     planned = planned_windows(assignment.context)
     names = tuple(index.class_names())
     objects = objects_of(index, object_digests(index, config.dataset.train_splits), names)
-    files, proposed = image_files(index), proposal_files(root, record)
+    files, proposed = image_files(index), recorded_manifest(root, record, "proposals").files
     failed = failed_in(root, record, ("proposals",))  # whose manifest the method id hashes; others are tried here
     metadata = file_metadata(config.features, body, planned.method, PRODUCER)
 
     def make(shard: Shard, revision: int, trial: Trial) -> WindowShard:
         ids = shard.image_ids
         return WindowShard(
-            root,
-            planned.method,
-            shard.key,
-            revision,
-            tuple(files[image_id] for image_id in ids),
-            tuple(key for key, first, last in proposed if first <= ids[-1] and ids[0] <= last),
-            {image_id: objects[image_id] for image_id in ids if image_id in objects},
-            failed.intersection(ids),
-            names,
-            config.finetune,
-            metadata,
-            trial,
+            root=root,
+            method=planned.method,
+            shard=shard.key,
+            revision=revision,
+            images=tuple(files[image_id] for image_id in ids),
+            proposals=tuple(file.key for file in proposed if file.may_hold(ids)),
+            objects={image_id: objects[image_id] for image_id in ids if image_id in objects},
+            failed=failed.intersection(ids),
+            class_names=names,
+            config=config.finetune,
+            metadata=metadata,
+            trial=trial,
         )
 
     def crew() -> ActorCrew:
@@ -111,20 +111,20 @@ def _make_head(
         manifest = recorded_manifest(root, record, "training_windows")
         keys, rows = tuple(manifest.keys), manifest.rows
     work = TrainHead(
-        root,
-        method,
-        keys,
-        rows,
-        class_names,
-        body.spec.channels,
-        config.features.pyramid,
-        config.head,
-        config.finetune,
-        "cuda" if on_gpu else "cpu",
-        training_threads(config.execution, resources, on_gpu) if fine else 1,
-        config.execution.checkpoint_seconds,
-        classifier is not None,
-        {
+        root=root,
+        method=method,
+        keys=keys,
+        rows=rows,
+        class_names=class_names,
+        channels=body.spec.channels,
+        levels=config.features.pyramid,
+        head=config.head,
+        config=config.finetune,
+        device="cuda" if on_gpu else "cpu",
+        threads=training_threads(config.execution, resources, on_gpu) if fine else 1,
+        checkpoint_seconds=config.execution.checkpoint_seconds,
+        pretrained=classifier is not None,
+        metadata={
             "method": method,
             "classes": json.dumps(class_names),
             "body": config.features.body,

@@ -34,7 +34,7 @@ from storage.shards import Shard
 from storage.writer import ShardWriter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EmbedShard:
     """The images of one shard, and where their vectors are: features, or a file of truth_features."""
 
@@ -65,7 +65,15 @@ def makers_of(assignment: Assignment, surveys: Sequence[Survey]) -> list[ShardMa
         dataset = found.dataset
         source = sources[dataset.name][shard.key]
         return EmbedShard(
-            root, dataset.name, dataset.method, shard.key, revision, shard.image_ids, source, layer, trial
+            root=root,
+            dataset=dataset.name,
+            method=dataset.method,
+            shard=shard.key,
+            revision=revision,
+            images=shard.image_ids,
+            source=source,
+            layer=layer,
+            trial=trial,
         )
 
     crews = {"embed": lambda: _crew(invocation, record, assignment.session)}
@@ -107,7 +115,7 @@ def _sources(root: Root, record: RunRecord) -> dict[str, dict[str, FeatureShard 
     manifest = recorded_manifest(root, record, "truth_features")
     return {
         "embeddings": {shard.shard: shard for shard in feature_shards(root, record)},
-        "truth_embeddings": dict(zip(manifest.table["shard"].to_pylist(), manifest.keys, strict=True)),
+        "truth_embeddings": {file.shard: file.key for file in manifest.files},
     }
 
 

@@ -108,7 +108,7 @@ def planned_embeddings(context: Context) -> Iterator[ShardedDataset]:
     image_ids = context.train_images()
     method = embed_method(context.config.svm.layer, context.record, image_ids)
     wanted = frozenset(image_ids)
-    stored = "windows" if "windows" in context.sharded and not _is_complete(context, "features") else "features"
+    stored = "windows" if "windows" in context.sharded and not context.record.complete("features") else "features"
     for name, source in (("embeddings", stored), ("truth_embeddings", "truth_features")):
         cut = partial(_cut_alike, context.sharded[source], wanted)
         yield ShardedDataset(stage="embed", name=name, method=method, cut=cut)
@@ -118,8 +118,3 @@ def _cut_alike(vectors: ShardedDataset, wanted: Collection[str]) -> list[Shard]:
     """The shards of ``vectors``, with those images alone that are ``wanted``."""
     cut = [Shard(shard.key, tuple(i for i in shard.image_ids if i in wanted)) for shard in vectors.shards]
     return [shard for shard in cut if shard.image_ids]
-
-
-def _is_complete(context: Context, name: str) -> bool:
-    entry = context.record.datasets.get(name)
-    return entry is not None and entry.manifest is not None

@@ -51,7 +51,7 @@ _FINAL_NUMBER = 0xFFFF
 """Of the phase, in the keys of checkpoints; others count from 0."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainHead:
     """All that a worker needs to know. ``keys``: the files of training windows, of ``rows`` rows. ``channels`` and
     ``levels`` are those of their vectors."""

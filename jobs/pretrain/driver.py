@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from jobs.pretrain.worker import (
 )
 from jobs.record.invocation import Invocation
 from jobs.record.publish import done_already
-from jobs.record.recording import recorded_run, say
+from jobs.record.recording import recorded_run
 from jobs.record.versions import PRODUCER
 from pipeline.bodies import BodySpec, UnsuitableBodyError, body_spec
 from pipeline.bodies.weights import save_network
@@ -43,6 +44,8 @@ from storage.manifest import recorded_manifest
 from storage.root import Root
 from storage.runs import RunRecord, dataset_record, hold
 from storage.scan import file_metadata
+
+_log = logging.getLogger("spp")
 
 _DATASETS = ("pretraining_curve", "network")
 _MOST_THREADS = 512
@@ -193,18 +196,18 @@ def _train(invocation: Invocation, spec: BodySpec, data: _Data, method: str, res
     threads = training_threads(execution, resources, on_gpu)
     levels = pooling_levels(config.pretrain.pooling, config.features.pyramid)
     work = TrainNetwork(
-        invocation.root,
-        method,
-        spec.name,
-        levels,
-        len(data.class_names),
-        config.pretrain,
-        "cuda" if on_gpu else "cpu",
-        threads,
-        max(threads, execution.decode_threads) if on_gpu else execution.decode_threads,
-        execution.checkpoint_seconds,
-        execution.max_failed,
-        {
+        root=invocation.root,
+        method=method,
+        body=spec.name,
+        levels=levels,
+        classes=len(data.class_names),
+        config=config.pretrain,
+        device="cuda" if on_gpu else "cpu",
+        threads=threads,
+        decode_threads=max(threads, execution.decode_threads) if on_gpu else execution.decode_threads,
+        checkpoint_seconds=execution.checkpoint_seconds,
+        most_failed=execution.max_failed,
+        metadata={
             "method": method,
             "body": spec.name,
             "levels": ",".join(map(str, levels)),
@@ -214,7 +217,7 @@ def _train(invocation: Invocation, spec: BodySpec, data: _Data, method: str, res
             "producer": PRODUCER,
         },
     )
-    say(
+    _log.info(
         f"pretrain: {spec.name} on {len(data.train):,} images of {len(data.class_names):,} classes, "
         f"{len(data.held_out):,} held out"
     )
@@ -239,16 +242,16 @@ def _tested(
         threads = training_threads(config.execution, resources, on_gpu)
         (key,) = recorded_manifest(root, record, "network").keys
         work = ScoreNetwork(
-            root,
-            key,
-            config.features.body,
-            config.features.pyramid,
-            config.pretrain.pooling == "fixed",
-            config.features.mapping,
-            missing,
-            "cuda" if on_gpu else "cpu",
-            threads,
-            max(threads, config.execution.decode_threads) if on_gpu else config.execution.decode_threads,
+            root=root,
+            key=key,
+            body=config.features.body,
+            levels=config.features.pyramid,
+            fixed=config.pretrain.pooling == "fixed",
+            mapping=config.features.mapping,
+            views=missing,
+            device="cuda" if on_gpu else "cpu",
+            threads=threads,
+            decode_threads=max(threads, config.execution.decode_threads) if on_gpu else config.execution.decode_threads,
         )
         task = as_task(score_network, num_cpus=threads, num_gpus=int(on_gpu))
         parts = np.array_split(np.arange(len(data.tested)), min(config.execution.train_workers, len(data.tested)))

@@ -94,7 +94,7 @@ class LabelledFiles:
         return ImageError("it could not be read at some time of the training, and can be now")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainNetwork:
     """All that a worker needs to know, but for the images. ``body`` and ``levels``: of the network."""
 
@@ -210,7 +210,7 @@ def stored_network(root: Root, key: str, body: str, levels: Sequence[int], *, fi
     return network_of(body_spec(body), state, pooling_levels("fixed" if fixed else "spp", levels), fixed=fixed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScoreNetwork:
     """A network to be tested: the file of it, and how."""
 

@@ -27,7 +27,16 @@ def maker_of(assignment: Assignment, found: Survey) -> ShardMaker:
         images = tuple(files[image_id] for image_id in shard.image_ids)
         boxes = None if given is None else {i: given[i] for i in shard.image_ids if i in given}
         return ProposeShard(
-            root, dataset.method, shard.key, revision, images, options, config.proposals, PRODUCER, trial, boxes
+            root=root,
+            method=dataset.method,
+            shard=shard.key,
+            revision=revision,
+            images=images,
+            storage_options=options,
+            config=config.proposals,
+            producer=PRODUCER,
+            trial=trial,
+            boxes=boxes,
         )
 
     crews = {"propose": lambda: TaskCrew(propose_shard, assignment.session.cores)}

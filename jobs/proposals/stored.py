@@ -8,21 +8,14 @@ import numpy as np
 
 from pipeline.boxes import Boxes
 from storage.columns import boxes_of
-from storage.manifest import read_manifest, recorded_manifest
+from storage.manifest import read_manifest
 from storage.root import Root
 from storage.runs import RunRecord
 from storage.scan import scan_file
 
 
-def proposal_files(root: Root, record: RunRecord) -> list[tuple[str, str, str]]:
-    """The files of a run's proposals, with their first and last image id."""
-    manifest = recorded_manifest(root, record, "proposals")
-    rows = manifest.table.select(["first_image", "last_image"]).to_pylist()
-    return [(key, row["first_image"], row["last_image"]) for row, key in zip(rows, manifest.keys, strict=True)]
-
-
 def proposed_boxes(root: Root, keys: Sequence[str], image_ids: Sequence[str]) -> dict[str, Boxes]:
-    """Image id (they are sorted) to its proposals (N, 4), from some ``proposal_files``; an image may have none."""
+    """Image id (they are sorted) to its proposals (N, 4), from the files at ``keys``; an image may have none."""
     found: dict[str, list[Boxes]] = {image_id: [np.zeros((0, 4), np.float32)] for image_id in image_ids}
     for key in keys:
         for table in scan_file(root, key, ["image_id", "box"], image_ids):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.proposals.ranked_boxes import RankedBoxes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProposeShard:
     """All that a task needs to know of its shard."""
 

@@ -24,10 +24,5 @@ def ids_digest(image_ids: Sequence[str]) -> str:
 
 def stored_features(record: RunRecord) -> DatasetRecord:
     """The features of a run, however they are stored. StorageError, naming the verb, if they are not complete."""
-    name = "windows" if "windows" in record.datasets and not _complete(record, "features") else "features"
+    name = "windows" if "windows" in record.datasets and not record.complete("features") else "features"
     return dataset_record(record, name)
-
-
-def _complete(record: RunRecord, dataset: str) -> bool:
-    entry = record.datasets.get(dataset)
-    return entry is not None and entry.manifest is not None

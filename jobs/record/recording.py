@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import socket
-import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -14,6 +14,8 @@ from jobs.record.versions import versions
 from storage.manifest import read_manifest
 from storage.root import Root, StorageError, store_errors
 from storage.runs import RunRecord, check_run_name, read_run, run_names, write_run
+
+_log = logging.getLogger("spp")
 
 
 @contextmanager
@@ -74,7 +76,7 @@ def _ending(root: Root, record: RunRecord) -> Iterator[None]:
         try:
             write_run(root, record)
         except store_errors() as error:
-            say(f"the run's record could not be written: {error}")
+            _log.warning("the run's record could not be written: %s", error)
 
 
 def failed_images(root: Root, record: RunRecord) -> dict[str, str]:
@@ -92,8 +94,3 @@ def failed_images(root: Root, record: RunRecord) -> dict[str, str]:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def say(text: str) -> None:
-    """A line on standard error, where progress goes."""
-    print(text, file=sys.stderr, flush=True)

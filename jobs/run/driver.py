@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 from jobs.config.run_config import RunConfig
@@ -15,6 +16,8 @@ from jobs.record.stage import Assignment, Context, Stage
 from jobs.run.stages import STAGES, method_today, recorded_datasets
 from jobs.shards.survey import ShardedDataset, Survey, settled, survey_after
 from storage.runs import RunRecord, hold, unsettled, write_run
+
+_log = logging.getLogger("spp")
 
 
 def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> RunRecord:
@@ -123,10 +126,10 @@ def _do(assignment: Assignment, group: Sequence[Stage], asked: Sequence[Stage]) 
     for stage in group:
         if stage not in asked:
             continue
-        result = record.datasets.get(stage.datasets[-1])
+        result = stage.datasets[-1]
         _drop_older(record, stage, planned)
-        if stage.measure is not None and result is not None and result.manifest is not None:
-            stage.measure(assignment, before.get(stage.datasets[-1]))
+        if stage.measure is not None and record.complete(result):
+            stage.measure(assignment, before.get(result))
     if before != record.datasets:
         write_run(root, record)
 
@@ -141,7 +144,9 @@ def _made_already(assignment: Assignment, stage: Stage) -> list[ShardedDataset]:
     planned = []
     for dataset in stage.planned(context):
         hold(context.root, record, [f"{name}/{dataset.method}" for name in dataset.names])
-        if not survey_after(context.root, dataset, {}, assignment.retry).complete:
+        there = survey_after(context.root, dataset, {}, assignment.retry)
+        _tell(there)
+        if not there.complete:
             return []
         found.update(settled(context.root, dataset))
         planned.append(dataset)
@@ -160,6 +165,7 @@ def _make_shards(assignment: Assignment, group: Sequence[Stage], asked: Sequence
             context.sharded[dataset.name] = dataset
             hold(root, record, [f"{name}/{dataset.method}" for name in dataset.names])
             found = surveys[dataset.name] = survey_after(root, dataset, surveys, assignment.retry)
+            _tell(found)
             if stage in asked:
                 of_stage[stage.name].append(found)
             elif not found.complete:
@@ -191,6 +197,12 @@ def _make_shards(assignment: Assignment, group: Sequence[Stage], asked: Sequence
             record.datasets.update(settled(root, found.dataset))
         write_run(root, record)
     return [found.dataset for found in chosen]
+
+
+def _tell(found: Survey) -> None:
+    dataset = found.dataset
+    told = dataset.stage, dataset.name, dataset.method, len(found.done), len(dataset.shards)
+    _log.debug("%s: %s %s: %d of %d shards are there", *told)
 
 
 def _begin(record: RunRecord, stage: Stage, planned: Sequence[ShardedDataset]) -> None:

@@ -10,7 +10,7 @@ DEVICE_PHASES = ("conv", "pool", "transfer", "fc")
 """Phases that a GPU does where there is one; all others are work of cores, except waiting."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Forecast:
     """What is left, on so many GPUs and cores.
 

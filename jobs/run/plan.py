@@ -27,7 +27,7 @@ _COMPRESSED = 0.5
 """Share that zstd leaves of feature vectors, where nothing has been measured yet (research: 0.30 to 0.53)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedDataset:
     """What is there and to do of one dataset.
 
@@ -57,7 +57,18 @@ def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
         keys = dict.fromkeys(tile_shards(tile)[table] for tile in rows)
         left = [tile for tile in rows if tile_shards(tile)[table] not in there[table]]
         images = sum(len(tile.images) for tile in left)
-        planned.append(PlannedDataset("index", table, method, len(keys), len(keys) - len(left), images, None, None))
+        planned.append(
+            PlannedDataset(
+                stage="index",
+                dataset=table,
+                method=method,
+                shards=len(keys),
+                shards_done=len(keys) - len(left),
+                images_to_do=images,
+                bytes=None,
+                seconds=None,
+            )
+        )
     context = Context(config, root, index_of(rows), RunRecord(name=invocation.name))
     context.record.datasets["images"] = DatasetRecord(stage="index", method=method)
     surveys: dict[str, Survey] = {}
@@ -78,15 +89,15 @@ def _of_stage(stage: Stage, context: Context, surveys: dict[str, Survey]) -> lis
             size, phases = _cost(context.root, dataset, images) if dataset.bytes_per_image else (None, None)
             planned.append(
                 PlannedDataset(
-                    stage.name,
-                    dataset.name,
-                    dataset.method,
-                    len(dataset.shards),
-                    len(found.done),
-                    images,
-                    size,
-                    None if phases is None else round(sum(phases.values()), 1),
-                    phases,
+                    stage=stage.name,
+                    dataset=dataset.name,
+                    method=dataset.method,
+                    shards=len(dataset.shards),
+                    shards_done=len(found.done),
+                    images_to_do=images,
+                    bytes=size,
+                    seconds=None if phases is None else round(sum(phases.values()), 1),
+                    phases=phases,
                 )
             )
             if found.complete:
@@ -97,7 +108,16 @@ def _of_stage(stage: Stage, context: Context, surveys: dict[str, Survey]) -> lis
         there = {entry.dataset for entry in planned}.union(stage.left_out(context.config))
         images = len(stage.images(context))
         planned += [
-            PlannedDataset(stage.name, name, "?", 1, 0, images, None, None)
+            PlannedDataset(
+                stage=stage.name,
+                dataset=name,
+                method="?",
+                shards=1,
+                shards_done=0,
+                images_to_do=images,
+                bytes=None,
+                seconds=None,
+            )
             for name in stage.datasets
             if name not in there
         ]

@@ -22,7 +22,7 @@ from storage.root import Root, StorageError
 from storage.runs import RunRecord
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DatasetStatus:
     """One dataset of a run. ``state``: complete, k of n shards, missing, or behind its upstream."""
 
@@ -70,7 +70,7 @@ def status(root: Root, record: RunRecord) -> list[DatasetStatus]:
 
 def _context(root: Root, record: RunRecord) -> Context | None:
     """What today's names hang on; None before there is an index."""
-    if not all(_has_manifest(record, name) for name in STAGES[0].datasets):
+    if not all(record.complete(name) for name in STAGES[0].datasets):
         return None
     config = RunConfig.model_validate(record.config)
     return Context(config, root, recorded_index(root, record), record)
@@ -115,15 +115,22 @@ def _reduced(root: Root, record: RunRecord, stage: Stage, context: Context | Non
 
 
 def _missing(stage: str, name: str, method: str = "") -> DatasetStatus:
-    return DatasetStatus(stage, name, method, "missing", 0, 0, 0, 0, 0.0)
+    return DatasetStatus(
+        stage=stage, dataset=name, method=method, state="missing", images=0, failed=0, rows=0, bytes=0, seconds=0.0
+    )
 
 
 def _of(stage: str, name: str, method: str, state: str, manifest: Manifest) -> DatasetStatus:
     seconds = sum(value for phase, value in manifest.seconds.items() if phase != "wait")
     images, failed = manifest.images, manifest.failed
-    return DatasetStatus(stage, name, method, state, images, failed, manifest.rows, manifest.bytes, round(seconds, 1))
-
-
-def _has_manifest(record: RunRecord, name: str) -> bool:
-    entry = record.datasets.get(name)
-    return entry is not None and entry.manifest is not None
+    return DatasetStatus(
+        stage=stage,
+        dataset=name,
+        method=method,
+        state=state,
+        images=images,
+        failed=failed,
+        rows=manifest.rows,
+        bytes=manifest.bytes,
+        seconds=round(seconds, 1),
+    )

@@ -43,7 +43,7 @@ _GATHER = 0.02
 """With more references than ``_MANY``, seconds in which further ends are gathered."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Work:
     """One shard to make.
 
@@ -312,13 +312,13 @@ class ShardLoop:
                 alone = Trial(alone=image_id, earlier=work.trial.earlier)
                 self._ready[work.stage].append(
                     Work(
-                        work.stage,
-                        work.dataset,
-                        work.shard,
-                        [image_id],
-                        work.make,
-                        work.needs,
-                        alone,
+                        stage=work.stage,
+                        dataset=work.dataset,
+                        shard=work.shard,
+                        image_ids=[image_id],
+                        make=work.make,
+                        needs=work.needs,
+                        trial=alone,
                         suspects=suspects,
                     )
                 )

@@ -67,7 +67,14 @@ def works_on(found: Survey, crew: str, make: Callable[[Shard, int, Trial], Any])
     name = found.dataset.name
     for shard, revision in found.todo:
         trial = Trial(earlier={name: found.earlier[shard.key]} if shard.key in found.earlier else {})
-        yield Work(crew, name, shard.key, shard.image_ids, partial(_attempt, make, shard, revision), trial=trial)
+        yield Work(
+            stage=crew,
+            dataset=name,
+            shard=shard.key,
+            image_ids=shard.image_ids,
+            make=partial(_attempt, make, shard, revision),
+            trial=trial,
+        )
 
 
 def make_dataset(

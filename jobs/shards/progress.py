@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from jobs.shards.loop import Work
 from storage.commits import Commit
+
+_log = logging.getLogger("spp")
 
 COMPUTE_PHASES = ("conv", "pool", "transfer")
 """Phases in which an extraction actor's device is busy."""
@@ -37,7 +39,7 @@ class ProgressReport:
         self._failed = 0
         self._compute = 0.0
         console = Console(stderr=True)
-        self._bar = self._make_bar(console) if console.is_terminal else None
+        self._bar = self._make_bar(console) if console.is_terminal and _log.isEnabledFor(logging.INFO) else None
         self._bars: dict[str, TaskID] = {}
 
     def __enter__(self) -> ProgressReport:
@@ -60,17 +62,17 @@ class ProgressReport:
         self._failed += len(commit.failed)
         self._compute += sum(commit.seconds.get(phase, 0.0) for phase in COMPUTE_PHASES)
         for row in commit.failed:
-            self._say(f"failed image {row.image_id} ({row.stage}): {row.type}: {row.message}")
+            _log.warning("failed image %s (%s): %s: %s", row.image_id, row.stage, row.type, row.message)
         if self._bar is not None:
             self._bar.update(self._bars[work.dataset], completed=self._done[work.dataset], notes=self._notes())
 
     def failed(self, work: Work, reason: str) -> None:
         """Say why an attempt is repeated."""
-        self._say(f"{work.stage}: shard {work.shard} of {work.dataset} is tried again: {reason}")
+        _log.warning("%s: shard %s of %s is tried again: %s", work.stage, work.shard, work.dataset, reason)
 
     def stalled(self, text: str) -> None:
         """Say what nothing moves for."""
-        self._say(text)
+        _log.warning(text)
 
     def tick(self, queued: Mapping[str, int]) -> None:
         """Print a line if it is time."""
@@ -80,7 +82,7 @@ class ProgressReport:
     def _line(self) -> None:
         self._last = time.monotonic()
         counts = ", ".join(f"{name} {self._done[name]}/{total}" for name, total in self._totals.items())
-        self._say(f"{counts} images | {self._notes()} | {self._time_left()}")
+        _log.info(f"{counts} images | {self._notes()} | {self._time_left()}")
 
     def _notes(self) -> str:
         elapsed = max(time.monotonic() - self._start, 1e-9)
@@ -96,12 +98,6 @@ class ProgressReport:
         if not new or not left:
             return f"{elapsed:.0f} s"
         return f"{elapsed:.0f} s, about {left * elapsed / new:.0f} s left"
-
-    def _say(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
 
     @staticmethod
     def _make_bar(console: Console) -> Progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -11,6 +11,8 @@ from storage.commits import Commit
 from storage.manifest import rows_of
 from storage.root import Root, store_errors
 from storage.segments import SIZE, write_segment
+
+_log = logging.getLogger("spp")
 
 
 class Bookkeeper:
@@ -29,7 +31,7 @@ class Bookkeeper:
         try:
             write_segment(self._root, commit.dataset, commit.method, rows_of(seen))
         except store_errors() as error:  # a cache: the commits themselves are there
-            print(f"note: a segment of {commit.dataset} was not written: {error}", file=sys.stderr, flush=True)
+            _log.warning("note: a segment of %s was not written: %s", commit.dataset, error)
         seen.clear()
 
     def failed(self, work: Work, reason: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,6 +39,8 @@ from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord
 from storage.scan import scan_manifest
 from storage.schemas import VECTOR_COLUMN, schema
+
+_log = logging.getLogger("spp")
 
 MOST_PASSES = 50
 """Of ``until_stable``: two fits that differ in their last digits could take turns for ever."""
@@ -86,7 +88,7 @@ def _positives(
     return {name: np.stack(vectors) for name, vectors in held.items() if vectors}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Class:
     """One class in training."""
 
@@ -133,7 +135,7 @@ class _Training:
         self._cache = NegativeCache(len(data.class_names))
         self._blocks: dict[int, ray.ObjectRef] = {}
         self._classes = [
-            _Class(name, number, ray.put(positives[name]), len(positives[name]))
+            _Class(name=name, number=number, positives=ray.put(positives[name]), count=len(positives[name]))
             for number, name in enumerate(data.class_names)
             if name in positives
         ]
@@ -386,4 +388,4 @@ class _Training:
             )
 
     def _say(self, text: str) -> None:
-        print(f"train-svm: {text}", file=sys.stderr, flush=True)
+        _log.log(logging.WARNING if text.startswith("note: ") else logging.INFO, "train-svm: %s", text)

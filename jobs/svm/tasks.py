@@ -64,7 +64,7 @@ class Audit:
     hinge: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassFit:
     """What a fit gave: weight float32 (dim,), bias, the scores of the negatives, and what is kept of its history."""
 
@@ -188,14 +188,14 @@ def fit(
     positive = np.arange(len(features)) < len(positives)
     found = solver.fit(features, positive, problem)
     return ClassFit(
-        found.weight.astype(np.float32),
-        found.bias,
-        found.scores[len(positives) :],
-        found.objective.positive,
-        found.objective.negative,
-        found.objective.regulariser,
-        found.iterations,
-        found.converged,
+        weight=found.weight.astype(np.float32),
+        bias=found.bias,
+        scores=found.scores[len(positives) :],
+        loss_positive=found.objective.positive,
+        loss_negative=found.objective.negative,
+        regulariser=found.objective.regulariser,
+        iterations=found.iterations,
+        converged=found.converged,
     )
 
 

@@ -32,7 +32,7 @@ class UnsuitableBodyError(ValueError):
     """A body that does not exist, is not installed, or has no map on which windows could be found."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BodySpec:
     """A body without its weights.
 

@@ -64,7 +64,7 @@ class MatchedClass:
     positives: NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassResult:
     """What is measured of one class.
 

@@ -43,7 +43,7 @@ _MANY = 50
 """Images from which on it is looked at how many cannot be read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a network is trained; the values are the paper's, ``patience`` (epochs) our own, as it gives none."""
 

@@ -214,7 +214,20 @@ def test_a_worker_that_is_killed_goes_on_where_the_last_checkpoint_was(tmp_path,
     found = []
     for name in ("whole", "killed"):
         root = storage.open_root(str(tmp_path / name))
-        work = TrainNetwork(root, "0" * 12, "coarse", (3, 1), 3, config, "cpu", 1, 2, 0.0, 0.5, {})
+        work = TrainNetwork(
+            root=root,
+            method="0" * 12,
+            body="coarse",
+            levels=(3, 1),
+            classes=3,
+            config=config,
+            device="cpu",
+            threads=1,
+            decode_threads=2,
+            checkpoint_seconds=0.0,
+            most_failed=0.5,
+            metadata={},
+        )
         if name == "killed":
             steps = []
             taken = network_training.StoredCheckpoints.save

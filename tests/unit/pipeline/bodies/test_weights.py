@@ -39,7 +39,15 @@ def _nothing():
     raise WeightsError("not published")
 
 
-TINY = BodySpec("tiny", (Layer(3, stride=2),), 4, (0, 0, 0), (1, 1, 1), build=_Tiny, published=_nothing)
+TINY = BodySpec(
+    name="tiny",
+    layers=(Layer(3, stride=2),),
+    channels=4,
+    mean=(0, 0, 0),
+    std=(1, 1, 1),
+    build=_Tiny,
+    published=_nothing,
+)
 
 
 @pytest.fixture
