@@ -117,7 +117,7 @@ def main() -> int:
         boxes = prepared.boxes()
         images = {file.image_id: read_image(file, {}) for part, _ in prepared.shards for file in part}
         buffer = np.empty((2000, vector_length(config, loaded.identity)), np.float16)
-        extractor = actor._extractor
+        extractor = actor._ring.extractor
         phases: list[dict[str, float]] = []
 
         def ours() -> list[Commit]:

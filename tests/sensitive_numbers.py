@@ -69,7 +69,7 @@ def of_the_head() -> Numbers:
         for layer in ("fc6", "fc7", "fc8"):
             found[f"{layer}{name}"] = Embedder(copy.deepcopy(network), layer)(rows)
     rules = finetuning.Rules(batch=32, measure_every=4)
-    windows = finetuning.Windows(rows, np.arange(200) % 4)
+    windows = finetuning.TrainingWindows(rows, np.arange(200) % 4)
     finetuning.train(head.requires_grad_(True), windows, (finetuning.Step(0.01, 4),), rules)
     return found | {f"trained {name}": values.detach().numpy() for name, values in head.state_dict().items()}
 

@@ -48,7 +48,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Examples:
+class ClassPairs:
     """What one class trains on: per shard the proposals of each image, and what each should become.
 
     ``deltas`` are in the order of the shards, of the images in each, and of proposal ids (n, 4).
@@ -148,7 +148,7 @@ def choose_windows(shard: TrainingShard, min_overlap: float, difficult_positive:
 
 
 def fit_class(
-    examples: Examples,
+    examples: ClassPairs,
     data: TrainingData,
     name: str,
     dim: int,
@@ -181,7 +181,7 @@ def fit_class(
     return fit(vectors, deltas, ridge, scale=scale)
 
 
-def _examples(config: BboxConfig, data: TrainingData, chosen: Sequence[Chosen], number: int, truths: int) -> Examples:
+def _examples(config: BboxConfig, data: TrainingData, chosen: Sequence[Chosen], number: int, truths: int) -> ClassPairs:
     """The proposals of one class: all, or as many as ``max_windows`` allows beside its ``truths``, drawn by hashes."""
     most = max(0, config.max_windows - truths)
     places = [
@@ -204,7 +204,7 @@ def _examples(config: BboxConfig, data: TrainingData, chosen: Sequence[Chosen], 
             wanted.setdefault(found.image_ids[row], []).append(int(found.proposals[row]))
         shards.append((data.shards[shard], {i: np.array(values, np.int64) for i, values in wanted.items()}))
         deltas.append(encode(found.boxes[rows], found.targets[rows]))
-    return Examples(shards, np.concatenate(deltas))
+    return ClassPairs(shards, np.concatenate(deltas))
 
 
 def _truth_norm(

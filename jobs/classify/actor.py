@@ -10,10 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.dataset.image_file import ImageFile
-from jobs.features.actor import FeatureActor
+from jobs.features.ring import ExtractionRing
 from jobs.features.shard import ActorSettings
 from jobs.shards.attempt import Trial
-from pipeline.errors import ContentError
 from pipeline.features.whole_image import LayerValues, WholeImageExtractor, whole_layers
 from pipeline.images.decode import RGB
 from pipeline.images.view import View
@@ -41,14 +40,16 @@ class ViewShard:
     trial: Trial = field(default_factory=Trial)
 
 
-class ViewActor(FeatureActor):
+class ViewActor:
     """A body, and the head that came with it, if ``head`` (a state by name) is not empty."""
 
     def __init__(
         self, settings: ActorSettings, state: Mapping[str, NDArray], head: Mapping[str, NDArray[np.float32]]
     ) -> None:
-        super().__init__(settings, state)
-        body = self._extractor.body
+        self._producer = settings.producer
+        self._feed = settings.feed()
+        self._ring = ExtractionRing(settings, state)
+        body = self._ring.extractor.body
         network = head_of({name: over_array(values) for name, values in head.items()}) if head else None
         self._whole = WholeImageExtractor(
             body,
@@ -63,28 +64,24 @@ class ViewActor(FeatureActor):
         ledger = work.trial.ledger("classify")
         files = work.trial.images(work.images)
         layout = schema("image_features", metadata=work.metadata)
-        one_box = {file.image_id: np.zeros((1, 4), np.float32) for file in files}  # the image itself
         with ShardWriter(
             work.root, "image_features", work.method, work.shard, layout, revision=work.revision
         ) as writer:
-            for file, image in self._decoded(files, one_box, (), clock):
-                try:
-                    if isinstance(image, ContentError):
-                        raise image
-                    made = self._layers(work, image, clock)
-                except ContentError as error:
-                    ledger.append(file.ledger_row("classify", error))
-                    continue
+
+            def make(file: ImageFile, image: RGB) -> None:
+                made = self._layers(work, image, clock)
                 with clock.phase("encode"):
                     writer.write_image(file.image_id, _rows(file.image_id, made, layout), group_rows=1)
+
+            self._feed.each(files, make, stage="classify", ledger=ledger, clock=clock)
             if work.trial.alone is not None:
                 return None
-            return writer.commit(ledger=ledger, seconds=clock.seconds, producer=self._settings.producer)
+            return writer.commit(ledger=ledger, seconds=clock.seconds, producer=self._producer)
 
     def _layers(self, work: ViewShard, image: RGB, clock: PhaseClock) -> dict[tuple[str, str], LayerValues]:
         """(view, layer) to values."""
         made = {}
-        with self._computing(clock):
+        with self._ring.computing(clock):
             for text in work.views:
                 view = View.parse(text, self._whole.body.spec.input_size)
                 layers = work.layers if view.fixed else whole_layers(work.layers)

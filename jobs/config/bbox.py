@@ -21,4 +21,4 @@ class BboxConfig(Settings):
     max_windows: int = Field(10_000, ge=1)
     """Windows per class: its ground-truth boxes, and proposals drawn at random."""
     seed: int = Field(0, ge=0)
-    """Of the draw."""
+    """Draws the windows to learn from, where there are more than are used."""

@@ -40,7 +40,7 @@ class ClassifyConfig(Settings):
     splits: int = Field(10, ge=1)
     """Number of random splits."""
     seed: int = Field(0, ge=0)
-    """Of the splits."""
+    """Draws the random splits. The paper's protocol fixes none: results of another seed differ by chance alone."""
     held_out: float = Field(0.2, gt=0, lt=1)
     """Share of the training images on which the best short side of full views is chosen."""
     memory_mb: int = Field(6000, ge=1)

@@ -34,7 +34,7 @@ class FeaturesConfig(Settings):
     weights: str = "default"
     """default: the published ones; random: seeded; or the path of a .safetensors, .pt or .pth state dict."""
     seed: int = 0
-    """Of random weights."""
+    """Draws the weights of a body with ``weights: random``, a baseline without any training."""
     scales: tuple[int, ...] = (480, 576, 688, 864, 1200)
     """Short sides in pixels."""
     scale_rule: Literal["area", "linear208"] = "area"

@@ -9,10 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from jobs.config.settings import NOT_IDENTITY, Settings
 
 FINETUNED = ("ftfc6", "ftfc7")
-LAYERS = ("pool5", "fc6", "fc7", *FINETUNED)
-"""What SVMs can be trained on (the rows of the paper's Table 9); ft: of the fine-tuned head."""
 
-Layer = Literal["pool5", "fc6", "fc7", "ftfc6", "ftfc7"]
+SvmLayer = Literal["pool5", "fc6", "fc7", "ftfc6", "ftfc7"]
 
 
 class HeadConfig(Settings):
@@ -24,10 +22,10 @@ class HeadConfig(Settings):
     """Share of the outputs of fc6 and fc7 that is left out in training."""
     initial: Literal["auto", "pretrained", "he"] = "auto"
     """Weights of fc6 and fc7 before fine-tuning. pretrained: those in the body's weights (alexnet, or what
-    `spp pretrain` made); he: He
-    initialisation; auto: pretrained where there are some."""
+    `spp pretrain` made); he: He initialisation; auto: pretrained where there are some."""
     seed: int = Field(0, ge=0)
-    """Of the random weights."""
+    """Draws the random weights of layers that are not pretrained. Another seed is another head: change it to see how
+    much a result hangs on chance."""
     svd_rank: tuple[int, int] | None = Field(None, json_schema_extra=NOT_IDENTITY)
     """Detect with fc6 and fc7 truncated to these ranks, such as [1024, 256] (Fast R-CNN 3.1); null: as they are."""
 
@@ -55,28 +53,31 @@ class FinetuneConfig(Settings):
     batch: int = Field(128, ge=2)
     """Windows of a mini-batch."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of the gradient descent."""
+    """Share of the last step that goes on into the next one (the paper's 0.9). Lower it if the loss swings."""
     weight_decay: float = Field(5e-4, ge=0)
-    """Of the gradient descent."""
+    """How strongly weights are pulled to zero in every step (the paper's 0.0005). Raise it if the held-out loss rises
+    while that of training falls."""
     schedule: Literal["auto", "paper", "plateau"] | tuple[tuple[float, int], ...] = "auto"
     """paper: 1e-4 for 250,000 iterations, 1e-5 for 50,000; plateau: chosen on held-out images; auto: paper where fc6
     and fc7 are pretrained, plateau elsewhere; or pairs of a learning rate and its iterations, [[1e-3, 2000], ...]."""
     learning_rates: tuple[float, ...] = (3e-2, 1e-2, 3e-3, 1e-3)
-    """Of plateau: those that are tried, for ``trial_iterations`` each."""
+    """With schedule plateau: the rates that are tried, for ``trial_iterations`` each; the best is trained with."""
     trial_iterations: int = Field(200, ge=1)
-    """Of plateau: iterations of a trial."""
+    """With schedule plateau: iterations of such a trial. Raise it if the trials' losses are too close to tell apart."""
     max_iterations: int = Field(20_000, ge=1)
-    """Of plateau: the longest training."""
+    """With schedule plateau: iterations after which the training ends in any case."""
     patience: int = Field(4, ge=1)
-    """Of plateau: measures without a lower held-out loss before the rate falls to a tenth."""
+    """With schedule plateau: points of the curve without a lower held-out loss before the rate falls to a tenth."""
     drops: int = Field(2, ge=0)
-    """Of plateau: how often the rate falls; where it would once more, the training ends."""
+    """With schedule plateau: how often the rate falls; where it would once more, the training ends."""
     held_out: float = Field(0.2, gt=0, lt=1)
-    """Of plateau: share of the training images that the choice is made on."""
+    """With schedule plateau: share of the training images that rates and length are chosen on; the final training then
+    uses all."""
     measure_every: int = Field(100, ge=1)
     """Iterations between two points of the curve."""
     seed: int = Field(0, ge=0)
-    """Of windows, scales, mirroring, mini-batches, dropout and held-out images."""
+    """Draws windows, their scales and sides, mini-batches, dropout and held-out images. Another seed is another head:
+    change it to see how much a result hangs on chance."""
 
     @field_validator("background_overlap")
     @classmethod

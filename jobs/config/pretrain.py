@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pipeline.training.pretraining import Recipe
 
 
-View = Literal["1-crop", "1-crop-180", "10-crop", "1-full", "2-full", "multi"]
+ScoredView = Literal["1-crop", "1-crop-180", "10-crop", "1-full", "2-full", "multi"]
 _FIXED_VIEWS = ("1-crop", "10-crop")
 
 
@@ -34,9 +34,10 @@ class PretrainConfig(Settings):
     drops: int = Field(2, ge=0)
     """How often the rate falls; where it would once more, the training ends."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of the gradient descent."""
+    """Share of the last step that goes on into the next one. Lower it if the loss swings."""
     weight_decay: float = Field(5e-4, ge=0)
-    """Of the gradient descent; not of biases."""
+    """How strongly weights, not biases, are pulled to zero in every step. Raise it if the network learns its training
+    images by heart."""
     initial: Literal["gaussian", "he"] = "gaussian"
     """gaussian: N(0, 0.01), as released; he: He et al. 2015, on an input brought to the size of about one."""
     fc_sizes: tuple[int, int] = (4096, 4096)
@@ -51,8 +52,9 @@ class PretrainConfig(Settings):
     """Share of the training images that is never trained on: the rate falls by their error, and where no test split has
     images the network is tested on them. 0: the rate falls by the training loss."""
     seed: int = Field(0, ge=0)
-    """Of the first weights, mini-batches, crops, colours, dropout and held-out images."""
-    views: tuple[View, ...] | None = Field(None, json_schema_extra=NOT_IDENTITY)
+    """Draws the first weights, mini-batches, crops, colours, dropout and held-out images. Another seed is another
+    network: change it to see how much a result hangs on chance."""
+    views: tuple[ScoredView, ...] | None = Field(None, json_schema_extra=NOT_IDENTITY)
     """What the trained network is tested on, see docs/pretraining.md; null: 1-crop, 10-crop, and with a pyramid also
     1-full and 2-full."""
     cache_mb: int = Field(2000, ge=0, json_schema_extra=NOT_IDENTITY)
@@ -75,7 +77,7 @@ class PretrainConfig(Settings):
         return self
 
     @property
-    def tested_views(self) -> tuple[View, ...]:
+    def tested_views(self) -> tuple[ScoredView, ...]:
         """The views that the network is tested on."""
         if self.views is not None:
             return tuple(dict.fromkeys(self.views))

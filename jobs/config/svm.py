@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from jobs.config.head import Layer
+from jobs.config.head import SvmLayer
 from jobs.config.settings import NOT_IDENTITY, Settings
 
 
 class SvmConfig(Settings):
     """The ``svm:`` section of the config."""
 
-    layer: Layer = Field("pool5", json_schema_extra=NOT_IDENTITY)
+    layer: SvmLayer = Field("pool5", json_schema_extra=NOT_IDENTITY)
     """What the SVMs see: pool5, the pooled vectors; fc6 or fc7 of the pretrained head; ftfc6 or ftfc7 of the
     fine-tuned one."""
     C: float = Field(1e-3, gt=0)
@@ -51,7 +51,7 @@ class SvmConfig(Settings):
     fit_memory_mb: int = Field(4000, ge=1)
     """Memory of one training. It bounds the cache of a class; what that keeps out is counted and reported."""
     seed: int = Field(0, ge=0)
-    """Of the first negatives and the solver."""
+    """Draws the first negatives, and the order in which the solver goes through its examples."""
 
     @model_validator(mode="after")
     def _cache_empties(self) -> SvmConfig:

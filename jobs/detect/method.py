@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.config.detect import DetectConfig
-from jobs.config.head import HeadConfig, Layer
+from jobs.config.head import HeadConfig, SvmLayer
 from jobs.record.lineage import ids_digest, reduce_method, stored_features
 from jobs.record.stage import Context
 from jobs.shards.survey import ShardedDataset
@@ -16,7 +16,7 @@ VERSION = 1
 
 
 def detect_method(
-    config: DetectConfig, layer: Layer, head: HeadConfig, record: RunRecord, image_ids: Sequence[str]
+    config: DetectConfig, layer: SvmLayer, head: HeadConfig, record: RunRecord, image_ids: Sequence[str]
 ) -> str:
     """The method id: of the features and the models, for these test images. Their annotations do not enter."""
     if config.source == "stream":

@@ -27,7 +27,7 @@ _LOST_WORKERS = 3
 """How often Ray Train begins again, from the last checkpoint, after it lost a worker or found no room for all."""
 
 
-class Work(Protocol):
+class TrainingWork(Protocol):
     """What every training tells its workers and the driver. ``device``: cpu or cuda; ``threads``: of a worker."""
 
     @property
@@ -53,17 +53,17 @@ class Training:
 
     stage: str
     train: Callable[..., None]
-    work: Work
+    work: TrainingWork
     given: ray.ObjectRef
     described: Callable[[Mapping[str, Any]], str]
 
 
-def progress_key(work: Work) -> str:
+def progress_key(work: TrainingWork) -> str:
     """Where the driver looks for the last point of the curve."""
     return f"checkpoints/{work.method}/progress.json"
 
 
-def tell_driver(work: Work, point: Mapping[str, Any]) -> None:
+def tell_driver(work: TrainingWork, point: Mapping[str, Any]) -> None:
     """Leave a point of the curve for the driver to print."""
     work.root.write(progress_key(work), json.dumps(point).encode())
 
@@ -182,7 +182,7 @@ def _follow(training: Training, done: Callable[[float], bool], every: float) -> 
         raise RunFailed(f"{training.stage}: {last['error']}")
 
 
-def _last_point(work: Work) -> dict[str, Any]:
+def _last_point(work: TrainingWork) -> dict[str, Any]:
     """The last point of the curve; empty where it cannot be had, which is no reason to stop."""
     try:
         return json.loads(work.root.read(progress_key(work)))

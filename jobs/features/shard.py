@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from jobs.dataset.image_file import ImageFile
+    from jobs.features.image_feed import ImageFeed
     from storage.root import Root
 
 
@@ -61,6 +62,12 @@ class ActorSettings:
     max_boxes: int
     storage_options: dict[str, Any]
     producer: str
+
+    def feed(self) -> ImageFeed:
+        """The images that an actor works on."""
+        from jobs.features.image_feed import ImageFeed
+
+        return ImageFeed(self.storage_options, self.decode_threads, self.decode_ahead)
 
     @property
     def images_at_once(self) -> int:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from jobs.config.head import FinetuneConfig
 from jobs.dataset.image_file import ImageFile
 from jobs.dataset.objects import ImageObjects, order_key
-from jobs.features.actor import FeatureActor
+from jobs.features.ring import ExtractionRing
+from jobs.features.shard import ActorSettings
 from jobs.proposals.stored import proposed_boxes
 from jobs.shards.attempt import Trial
 from pipeline.boxes import Boxes
 from pipeline.detection.labels import finetune_labels
 from pipeline.detection.window_sampling import Drawn, draw_windows, mirrored
-from pipeline.errors import ContentError
 from pipeline.images.decode import RGB
 from pipeline.phases import PhaseClock
 from storage.columns import box_column, vector_column, window_column
@@ -58,8 +58,13 @@ class _Chosen:
     labels: NDArray[np.int64]
 
 
-class WindowActor(FeatureActor):
+class WindowActor:
     """A body that pools what is drawn."""
+
+    def __init__(self, settings: ActorSettings, state: Mapping[str, NDArray]) -> None:
+        self._producer = settings.producer
+        self._feed = settings.feed()
+        self._ring = ExtractionRing(settings, state)
 
     def draw(self, work: WindowShard) -> Commit | None:
         """The training windows of one shard, committed (in a trial of one image alone: made, and dropped)."""
@@ -69,27 +74,28 @@ class WindowActor(FeatureActor):
         with clock.phase("read"):
             proposed = proposed_boxes(work.root, work.proposals, [file.image_id for file in files])
         chosen = {file.image_id: self._choose(work, file, proposed[file.image_id]) for file in files}
-        boxes = {image_id: one.boxes for image_id, one in chosen.items()}
-        layout = schema("training_windows", self._extractor.dim, work.metadata)
+        layout = schema("training_windows", self._ring.dim, work.metadata)
         with ShardWriter(
             work.root, "training_windows", work.method, work.shard, layout, revision=work.revision
         ) as writer:
-            for file, image in self._decoded(files, boxes, (), clock):
+
+            def make(file: ImageFile, image: RGB) -> None:
+                rows, buffer = self._pooled(work, file.image_id, image, chosen[file.image_id], clock)
                 try:
-                    if isinstance(image, ContentError):
-                        raise image
-                    rows, buffer = self._pooled(work, file.image_id, image, chosen[file.image_id], clock)
-                except ContentError as error:
-                    ledger.append(file.ledger_row("finetune", error))
-                    continue
-                self._encode([writer], file.image_id, [rows.cast(layout)], buffer, clock)
+                    with clock.phase("encode"):
+                        writer.write_image(file.image_id, rows.cast(layout))
+                finally:
+                    self._ring.give_back(buffer)
+
+            without = {image_id for image_id, one in chosen.items() if len(one.boxes) == 0}
+            self._feed.each(files, make, stage="finetune", ledger=ledger, clock=clock, unread=without)
             if work.trial.alone is not None:
                 return None
             return writer.commit(
                 ledger=ledger,
                 skipped=sorted(work.failed),
                 seconds=clock.seconds,
-                producer=self._settings.producer,
+                producer=self._producer,
             )
 
     def _choose(self, work: WindowShard, file: ImageFile, proposed: Boxes) -> _Chosen:
@@ -108,7 +114,7 @@ class WindowActor(FeatureActor):
         seed = int.from_bytes(order_key(config.seed, file.image_id)[:8], "little")
         drawn = draw_windows(
             labels,
-            self._extractor.scales_of(*file.height_width),
+            self._ring.extractor.scales_of(*file.height_width),
             config.windows_per_image,
             config.foreground,
             config.flips,
@@ -124,7 +130,7 @@ class WindowActor(FeatureActor):
         """The rows of an image, and the buffer of the ring that their vectors lie in."""
         drawn, boxes = chosen.drawn, chosen.boxes
         plain = int(np.count_nonzero(~drawn.flipped))
-        with self._buffer(len(boxes), clock) as buffer, self._computing(clock) as extractor:
+        with self._ring.buffer(len(boxes), clock) as buffer, self._ring.computing(clock) as extractor:
             first = extractor(image, boxes[:plain], out=buffer, scales=drawn.scales[:plain])
             other = np.ascontiguousarray(image[:, ::-1])
             second = extractor(
@@ -141,5 +147,5 @@ class WindowActor(FeatureActor):
             "window": window_column(np.concatenate([first.windows, second.windows])),
             VECTOR_COLUMN: vector_column(buffer[: len(boxes)]),
         }
-        layout = schema("training_windows", self._extractor.dim)
+        layout = schema("training_windows", self._ring.dim)
         return pa.table([columns[name] for name in layout.names], schema=layout), buffer

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from jobs.config.head import FinetuneConfig, HeadConfig, Layer
+from jobs.config.head import FinetuneConfig, HeadConfig, SvmLayer
 from jobs.dataset.index import object_digests
 from jobs.errors import UsageError
 from jobs.features.body import identify_body
@@ -94,7 +94,7 @@ def head_method(
     return reduce_method("finetune", VERSION, values, [windows], also)
 
 
-def embed_method(layer: Layer, record: RunRecord, image_ids: Sequence[str]) -> str:
+def embed_method(layer: SvmLayer, record: RunRecord, image_ids: Sequence[str]) -> str:
     """The method id of both datasets. Whether the head is fine-tuned its own method tells."""
     read = [dataset_record(record, "head"), stored_features(record), dataset_record(record, "truth_features")]
     return reduce_method("embed", EMBED_VERSION, {"layer": layer.removeprefix("ft")}, read, [ids_digest(image_ids)])

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.network.head import Embedder, Head, Layer, head_of, over_array
+from pipeline.network.head import Embedder, Head, HeadLayer, head_of, over_array
 from storage.manifest import recorded_manifest
 from storage.root import Root
 from storage.runs import RunRecord
@@ -31,7 +31,7 @@ class StoredHead:
         """The head, over the same memory."""
         return head_of({name: over_array(values) for name, values in self.tensors.items()})
 
-    def embedder(self, layer: Layer, device: str) -> Embedder:
+    def embedder(self, layer: HeadLayer, device: str) -> Embedder:
         """Vectors to a layer's outputs."""
         return Embedder(self.head(), layer, device=device)
 
@@ -46,9 +46,9 @@ def head_classes(root: Root, record: RunRecord) -> tuple[str, ...]:
     return tuple(json.loads(file_metadata(root, _key(root, record))["classes"]))
 
 
-def network_layer(layer: str) -> Layer:
+def network_layer(layer: str) -> HeadLayer:
     """What ``svm.layer`` is called in the network: fc7 of ftfc7."""
-    return cast(Layer, layer.removeprefix("ft"))
+    return cast(HeadLayer, layer.removeprefix("ft"))
 
 
 def _key(root: Root, record: RunRecord) -> str:

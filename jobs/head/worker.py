@@ -34,7 +34,7 @@ from pipeline.network.head import Head, new_head, over_array, pretrained_head
 from pipeline.phases import PhaseClock
 from pipeline.spp.pyramid import bin_count
 from pipeline.training.descent import Diverged, Saved, TrainingError
-from pipeline.training.finetuning import PAPER, CurvePoint, Plateau, Rules, Step, Trained, Windows, train
+from pipeline.training.finetuning import PAPER, CurvePoint, Plateau, Rules, Step, Trained, TrainingWindows, train
 from storage.columns import vectors_of
 from storage.root import Root
 from storage.scan import scan_file
@@ -154,9 +154,9 @@ class _TrainingWindows:
     """``all`` windows, of which the first are for the choice of a schedule and the others, of held-out images, to
     measure it; ``rms`` of their values."""
 
-    all: Windows
-    chosen_on: Windows
-    held_out: Windows
+    all: TrainingWindows
+    chosen_on: TrainingWindows
+    held_out: TrainingWindows
     rms: float
 
     @classmethod
@@ -189,8 +189,13 @@ class _TrainingWindows:
                     front += len(mine)
                 vectors[place], labels[place] = part[mine], own
         rms = math.sqrt(squares / (measured * dim)) if measured else 0.0
-        whole = Windows(vectors[:count], labels)
-        return cls(whole, Windows(vectors[:front], labels[:front]), Windows(vectors[front:count], labels[front:]), rms)
+        whole = TrainingWindows(vectors[:count], labels)
+        return cls(
+            whole,
+            TrainingWindows(vectors[:front], labels[:front]),
+            TrainingWindows(vectors[front:count], labels[front:]),
+            rms,
+        )
 
     def check(self, chooses: bool) -> None:
         """Raises TrainingError if there is nothing to train on, or to choose by."""
@@ -264,8 +269,8 @@ class _Story:
         phase: str,
         number: int,
         schedule: Sequence[Step] | Plateau,
-        windows: Windows,
-        held_out: Windows | None,
+        windows: TrainingWindows,
+        held_out: TrainingWindows | None,
         measure_every: int | None = None,
     ) -> Head | None:
         """Go through a phase, unless an earlier attempt did: then there is no head of it."""

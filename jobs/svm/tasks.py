@@ -31,7 +31,7 @@ Known = Mapping[str, tuple[NDArray[np.int64], Mask]]
 
 
 @dataclass(frozen=True)
-class Windows:
+class ShardWindows:
     """The windows of a training image: ids (N,), and of which classes each is a negative (N, K)."""
 
     image_id: str
@@ -206,7 +206,7 @@ def _scored(
     trained: NDArray[np.bool_],
     known: Known,
     hold: tuple[float, int | None] | None,
-) -> Iterator[tuple[Windows, NDArray[np.float32], Mask, dict[int, NDArray[np.float16]]]]:
+) -> Iterator[tuple[ShardWindows, NDArray[np.float32], Mask, dict[int, NDArray[np.float16]]]]:
     """Every image: windows, scores (N, K), uncached negatives of ``trained`` classes (N, K), held vectors by row.
 
     ``hold``: the threshold and the cap of ``hard_negatives``. Held are the vectors of windows without a row in the
@@ -231,7 +231,7 @@ def _scored(
         yield image, scores, candidates, held
 
 
-def _labelled(shard: TrainingShard, classes: int, rules: NegativeRules) -> dict[str, Windows]:
+def _labelled(shard: TrainingShard, classes: int, rules: NegativeRules) -> dict[str, ShardWindows]:
     """The windows of every image, in the order in which ``_vectors`` gives their vectors; reads no vectors."""
     proposals, truth = shard.features.windows(shard.images), _truth_rows(shard, vectors=False)
     labelled = {}
@@ -252,7 +252,7 @@ def _labelled(shard: TrainingShard, classes: int, rules: NegativeRules) -> dict[
         else:
             overlaps = class_overlaps(here, objects.boxes, objects.classes, classes)
         negative = rules.of(here, np.concatenate(scales), np.concatenate(cells), overlaps)
-        labelled[image_id] = Windows(image_id, np.concatenate(ids), negative)
+        labelled[image_id] = ShardWindows(image_id, np.concatenate(ids), negative)
     return labelled
 
 
@@ -292,7 +292,7 @@ def _truth_rows(shard: TrainingShard, vectors: bool) -> dict[str, pa.Table]:
     return {image_id: pa.concat_tables(tables).combine_chunks() for image_id, tables in found.items()}
 
 
-def _member(image: Windows, known: Known) -> Mask:
+def _member(image: ShardWindows, known: Known) -> Mask:
     """For which classes each window of the image is cached, (N, K)."""
     member = np.zeros_like(image.negative)
     if image.image_id in known:

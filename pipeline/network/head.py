@@ -19,7 +19,7 @@ from pipeline.bodies.classifier import Classifier, State, level_columns, over_ar
 from pipeline.products import Linear, one_thread, product
 from pipeline.spp.pyramid import bin_count
 
-Layer = Literal["fc6", "fc7", "fc8"]
+HeadLayer = Literal["fc6", "fc7", "fc8"]
 
 SIZES = (4096, 4096)
 """Outputs of fc6 and fc7 in the paper (2.3, 4.2) and in AlexNet."""
@@ -53,7 +53,7 @@ class Head(nn.Module):
         self.fc6, self.fc7, self.fc8 = fc6, fc7, fc8
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, vectors: torch.Tensor, layer: Layer = "fc8") -> torch.Tensor:
+    def forward(self, vectors: torch.Tensor, layer: HeadLayer = "fc8") -> torch.Tensor:
         """Outputs of a layer, (B, size), of float vectors (B, dim); fc6 and fc7 after their ReLU, fc8 as logits."""
         hidden = torch.relu(self.fc6(vectors * self.scale))  # (B, fc6)
         if layer == "fc6":
@@ -68,7 +68,7 @@ class Head(nn.Module):
         """Length of the vectors."""
         return _first(self.fc6).in_features
 
-    def size(self, layer: Layer) -> int:
+    def size(self, layer: HeadLayer) -> int:
         """Outputs of a layer."""
         return _last(self.get_submodule(layer)).out_features
 
@@ -190,7 +190,7 @@ class Embedder:
     Pickles as arrays, whose memory processes can share.
     """
 
-    def __init__(self, head: Head, layer: Layer, *, device: str = "cpu") -> None:
+    def __init__(self, head: Head, layer: HeadLayer, *, device: str = "cpu") -> None:
         self._head = head.eval()
         self._layer = layer
         self._device = device
@@ -239,7 +239,7 @@ def _layer_of(state: State, name: str) -> nn.Module:
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
-def _embedder(arrays: Mapping[str, NDArray[np.float32]], layer: Layer, device: str) -> Embedder:
+def _embedder(arrays: Mapping[str, NDArray[np.float32]], layer: HeadLayer, device: str) -> Embedder:
     return Embedder(head_of({name: over_array(values) for name, values in arrays.items()}), layer, device=device)
 
 

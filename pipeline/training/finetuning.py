@@ -33,7 +33,7 @@ _MEASURED = 1024
 
 
 @dataclass(frozen=True)
-class Windows:
+class TrainingWindows:
     """N training windows: pooled vectors float16 (N, dim), may be memory-mapped; labels int64 (N,), 0 background."""
 
     vectors: NDArray[np.float16]
@@ -168,11 +168,11 @@ class _Cycle:
 
 def train(
     head: Head,
-    windows: Windows,
+    windows: TrainingWindows,
     schedule: Sequence[Step] | Plateau,
     rules: Rules,
     *,
-    held_out: Windows | None = None,
+    held_out: TrainingWindows | None = None,
     checkpoints: Checkpoints | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     rank: int = 0,
@@ -219,7 +219,7 @@ def train(
 
 
 @torch.inference_mode()
-def measure(head: Head, windows: Windows, foreground: float, device: torch.device) -> tuple[float, float]:
+def measure(head: Head, windows: TrainingWindows, foreground: float, device: torch.device) -> tuple[float, float]:
     """Loss and share classified rightly of windows, weighted so that ``foreground`` of them are foreground.
 
     With several workers over the windows of all of them.

@@ -8,6 +8,7 @@ import pyarrow.dataset as ds
 import pytest
 
 import storage
+from jobs.cli.main import main
 from jobs.config.run_config import load_config
 from jobs.features.body import load_body
 from pipeline.bodies import Body
@@ -63,6 +64,20 @@ def test_the_same_command_again_does_nothing(cloned):
     before = {dataset: cloned.commits(dataset) for dataset in ("images", "objects", "proposals", "features")}
     assert cloned.spp("run", *EXTRACT) == 0
     assert {dataset: cloned.commits(dataset) for dataset in before} == before
+
+
+@pytest.mark.parametrize(("option", "says"), [("--quiet", False), ("--verbose", True)])
+def test_a_command_says_less_or_more(cloned, capsys, option, says):
+    (cloned.data.path / "JPEGImages" / "im-003.jpg").unlink()
+    place = ("--config", str(cloned.config), "--root", str(cloned.root), *sets("dataset.path=" + str(cloned.data.path)))
+    capsys.readouterr()
+    assert main([option, "run", *place, *EXTRACT]) == 3
+    told = capsys.readouterr().err
+    assert "failed: image im-003" in told  # whatever was asked for
+    assert ("images/s" in told) == says
+    assert ("shards are there" in told) == says
+    assert main(["--quiet", "--verbose", "run", *place]) == 2
+    assert "give one of them" in capsys.readouterr().err
 
 
 def test_two_roots_hold_the_same_content(extracted, tmp_path):

@@ -170,7 +170,7 @@ def test_a_newer_file_is_refused_by_name(place):
 def test_what_is_not_there_is_named(stored):
     with pytest.raises(StorageError, match="no run 'other'"):
         next(storage.scan(stored, "features", run="other"))
-    with pytest.raises(StorageError, match="`spp propose` makes it"):
+    with pytest.raises(StorageError, match="no complete dataset 'proposals' yet"):
         next(storage.scan(stored, "proposals"))
     with pytest.raises(StorageError, match="did you mean 'features'"):
         storage.files(stored, "feature")

@@ -79,8 +79,8 @@ def test_another_process_finds_the_same_boxes_in_the_same_order(tmp_path):
     script = """
 import sys
 import numpy as np
-from pipeline.proposals import propose
-from pipeline.selective_search import SelectiveSearch
+from pipeline.proposals.methods import propose
+from pipeline.proposals.selective_search import SelectiveSearch
 images = np.load(sys.argv[1])
 np.savez(sys.argv[2], *[propose(SelectiveSearch(), image, 7).boxes for image in images[::-1]])
 """

@@ -12,17 +12,17 @@ import torch
 from pipeline.bodies import Body, body_spec, load_state
 from pipeline.network.head import head_of, new_head
 from pipeline.training.descent import Diverged, Saved, TrainingError
-from pipeline.training.finetuning import PAPER, MiniBatches, Plateau, Rules, Step, Windows, measure, train
+from pipeline.training.finetuning import PAPER, MiniBatches, Plateau, Rules, Step, TrainingWindows, measure, train
 
 DIM, SIZES, CLASSES = 24, (12, 10), 3
 
 
-def windows(count: int = 200, seed: int = 0) -> Windows:
+def windows(count: int = 200, seed: int = 0) -> TrainingWindows:
     """Windows whose class can be told from their vector, a third of them foreground."""
     random = np.random.default_rng(seed)
     labels = np.where(random.random(count) < 0.33, random.integers(1, CLASSES + 1, count), 0)
     vectors = random.random((count, DIM)) + np.eye(CLASSES + 1, DIM)[labels]
-    return Windows(vectors.astype(np.float16), labels)
+    return TrainingWindows(vectors.astype(np.float16), labels)
 
 
 def head(seed: int = 0, dropout: float = 0.5):
@@ -95,7 +95,7 @@ def test_a_kind_that_is_missing_is_named(labels, name):
         MiniBatches(np.array(labels), Rules())
 
 
-def reference(start: dict[str, np.ndarray], data: Windows, steps, rules: Rules) -> dict[str, np.ndarray]:
+def reference(start: dict[str, np.ndarray], data: TrainingWindows, steps, rules: Rules) -> dict[str, np.ndarray]:
     """Gradient descent with momentum written out, in float64: biases at twice the rate, no decay on fc8's."""
     state = {name: values.astype(np.float64) for name, values in start.items()}
     momenta = {name: np.zeros_like(values) for name, values in state.items() if name != "scale"}
@@ -144,7 +144,7 @@ def test_gradients_reach_the_head_and_nothing_else():
     trained = new_head(256, SIZES, CLASSES + 1, seed=0, rms=1.0)
     before = weights(trained)
     body_before = {name: values.clone() for name, values in body._network.state_dict().items()}
-    data = Windows(np.stack([vector.half().numpy()] * 4), np.array([0, 1, 0, 2]))
+    data = TrainingWindows(np.stack([vector.half().numpy()] * 4), np.array([0, 1, 0, 2]))
     train(trained, data, [Step(0.1, 3)], Rules(batch=8))
     changed = {name for name, values in weights(trained).items() if not np.array_equal(values, before[name])}
     assert changed == {f"fc{n}.{kind}" for n in (6, 7, 8) for kind in ("weight", "bias")}
@@ -185,7 +185,7 @@ def test_a_training_taken_up_again_ends_with_the_same_weights(kind, stop):
 
 def test_the_rate_falls_when_the_held_out_loss_stands_still_and_then_the_training_ends():
     data = windows()
-    held_out = Windows(data.vectors, np.roll(data.labels, 1))  # nothing learned helps here
+    held_out = TrainingWindows(data.vectors, np.roll(data.labels, 1))  # nothing learned helps here
     rules = Rules(batch=32, measure_every=10)
     found = train(head(), data, Plateau(0.1, 10_000, patience=3, drops=2), rules, held_out=held_out)
     rates = [point.rate for point in found.curve]
@@ -227,7 +227,7 @@ def test_measures_weigh_foreground_and_background_as_a_mini_batch_does():
     fore, back = data.labels > 0, data.labels == 0
     assert loss == pytest.approx(0.25 * losses[fore].mean() + 0.75 * losses[back].mean(), rel=1e-5)
     assert accuracy == pytest.approx(0.25 * right[fore].mean() + 0.75 * right[back].mean())
-    only = Windows(data.vectors[back], data.labels[back])
+    only = TrainingWindows(data.vectors[back], data.labels[back])
     assert measure(model, only, 0.25, torch.device("cpu"))[0] == pytest.approx(losses[back].mean(), rel=1e-5)
 
 

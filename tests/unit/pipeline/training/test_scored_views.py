@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.pretrain import method as pretrain
+from jobs.config import pretrain
 from pipeline.network.spp_network import InputSizeError, new_network, pyramid_pool
 from pipeline.spp.windows import map_windows
 from pipeline.training.augmentation import FIVE, at_short_side, crop
@@ -117,5 +117,5 @@ def test_no_images_give_no_scores(network):
 
 def test_the_config_names_the_views_that_there_are():
     """It has a list of its own: reading a config imports no torch."""
-    assert get_args(pretrain.View) == VIEWS
+    assert get_args(pretrain.ScoredView) == VIEWS
     assert pretrain._FIXED_VIEWS == FIXED_VIEWS
