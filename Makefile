@@ -1,5 +1,4 @@
-# make demo | test | test-all | lint | bench: each makes .venv on its first use and reuses it. tests/README.md says more
-# about the tests.
+# `make help` lists the targets; each makes .venv on its first use and reuses it. tests/README.md says more about the tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +10,7 @@ TESTED = $$($(PYTHON) -c 'import sys; print("--constraint requirements-tested.tx
 # in the order in which they are collected.
 SHARED := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test test-slow test-alone test-all lint bench clean
+.PHONY: help install demo test test-slow test-alone test-all lint bench clean
 .DEFAULT_GOAL := test
 
 # Reinstalled when the project's requirements change, not when its code does (the install is editable).
@@ -21,30 +20,33 @@ $(READY): pyproject.toml requirements-tested.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TESTED) --editable '.[dev]'
 	touch $@
 
-install: $(READY)
+help:  ## this list; plain `make` is `make test`
+	@awk -F ':.*## +' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY)
+install: $(READY)  ## .venv, with this package (editable) and what develops it
+
+demo: $(READY)  ## draw pictures, train a detector on them, measure it
 	$(BIN)/spp demo
 
-test: $(READY)
+test: $(READY)  ## what is neither slow nor alone: minutes
 	$(BIN)/python -m pytest $(SHARED) -m "not slow and not alone"
 
 # What `make test` leaves out, in two parts: what can share the machine, and what cannot.
-test-slow: $(READY)
+test-slow: $(READY)  ## what is slow and can share the machine
 	$(BIN)/python -m pytest $(SHARED) -m "slow and not alone"
 
-test-alone: $(READY)
+test-alone: $(READY)  ## what must have the machine to itself
 	$(BIN)/python -m pytest -m alone
 
-test-all: test test-slow test-alone
+test-all: test test-slow test-alone  ## every test
 
-lint: $(READY)
+lint: $(READY)  ## ruff, mypy, and the floors (import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)
+bench: $(READY)  ## the benchmarks that need no data
 	$(BIN)/python -m benchmarks.pooling
 	$(BIN)/python -m benchmarks.extract
 	$(BIN)/python -m benchmarks.store
@@ -52,5 +54,5 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.mining
 	$(BIN)/python -m benchmarks.extremes --side 2000
 
-clean:
+clean:  ## drop .venv and the caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

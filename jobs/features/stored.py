@@ -1,7 +1,7 @@
 """Features for consumers, whichever way they are stored: vectors are read, or pooled from the conv maps while reading.
 
-from jobs import features
-for table in features.scan("/data/spp", "raccoon_kangaroo"):
+from jobs.features.stored import scan
+for table in scan("/data/spp", "raccoon_kangaroo"):
     vectors = storage.vectors_of(table["feature"])
 """
 
