@@ -160,27 +160,32 @@ def _make_shards(assignment: Assignment, group: Sequence[Stage], asked: Sequence
     context, record, root = assignment.context, assignment.record, assignment.context.root
     surveys: dict[str, Survey] = {}
     of_stage: dict[str, list[Survey]] = {stage.name: [] for stage in group}
+    planned: list[tuple[Stage, ShardedDataset]] = []
     for stage in group:
         for dataset in stage.planned(context):
             context.sharded[dataset.name] = dataset
-            hold(root, record, [f"{name}/{dataset.method}" for name in dataset.names])
-            found = surveys[dataset.name] = survey_after(root, dataset, surveys, assignment.retry)
-            _tell(found)
-            if stage in asked:
-                of_stage[stage.name].append(found)
-            elif not found.complete:
-                raise UsageError(
-                    f"{dataset.name} has {len(found.done)} of {len(dataset.shards)} shards; "
-                    f"run `spp {stage.name}` first, or `spp run --until {asked[-1].name}`"
-                )
+            planned.append((stage, dataset))
+    hold(root, record, [f"{name}/{dataset.method}" for _, dataset in planned for name in dataset.names])
+    for stage, dataset in planned:
+        found = surveys[dataset.name] = survey_after(root, dataset, surveys, assignment.retry)
+        _tell(found)
+        if stage in asked:
+            of_stage[stage.name].append(found)
+        elif not found.complete:
+            raise UsageError(
+                f"{dataset.name} has {len(found.done)} of {len(dataset.shards)} shards; "
+                f"run `spp {stage.name}` first, or `spp run --until {asked[-1].name}`"
+            )
     chosen = [found for stage in group for found in of_stage[stage.name]]
+    todo = not all(found.complete for found in chosen)
     for stage in group:
         if stage in asked and stage.recorded is not None:
-            _begin(record, stage, [found.dataset for found in of_stage[stage.name]])
-    write_run(root, record)
+            _begin(record, stage, [found.dataset for found in of_stage[stage.name]], todo)
+    if todo:
+        write_run(root, record)
     interrupted = False
     try:
-        if not all(found.complete for found in chosen):
+        if todo:
             from jobs.shards.make import make_shards  # Ray, of which a run with nothing to do has no use
 
             makers = []
@@ -195,7 +200,8 @@ def _make_shards(assignment: Assignment, group: Sequence[Stage], asked: Sequence
     finally:
         for found in () if interrupted else chosen:
             record.datasets.update(settled(root, found.dataset))
-        write_run(root, record)
+        if todo:
+            write_run(root, record)
     return [found.dataset for found in chosen]
 
 
@@ -205,13 +211,13 @@ def _tell(found: Survey) -> None:
     _log.debug("%s: %s %s: %d of %d shards are there", *told)
 
 
-def _begin(record: RunRecord, stage: Stage, planned: Sequence[ShardedDataset]) -> None:
-    """Say what is being made. What an earlier command made by another method is not this run's any more."""
+def _begin(record: RunRecord, stage: Stage, planned: Sequence[ShardedDataset], todo: bool) -> None:
+    """Say what is being made, if something is. What an earlier command made by another method is not this run's."""
     methods = {dataset.method for dataset in planned}
     for name in stage.datasets:
         if name in record.datasets and record.datasets[name].method not in methods:
             del record.datasets[name]
-    for dataset in planned:
+    for dataset in planned if todo else ():
         for name in dataset.names:
             record.datasets[name] = dataset.entry()
 
