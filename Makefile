@@ -1,4 +1,5 @@
-# `make help` lists the targets; each makes .venv on its first use and reuses it. tests/README.md says more about the tests.
+# `make help` lists the targets; each makes .venv on its first use and reuses it. tests/README.md says more about the
+# tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -34,7 +34,7 @@ def to_inclusive(boxes: object, base: int = 1) -> Boxes:
 
 def area(boxes: Boxes) -> NDArray[np.float32]:
     """Areas in square pixels, shape (N,); 0 for an empty or reversed box."""
-    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    sides: NDArray[np.float32] = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
     return sides[:, 0] * sides[:, 1]
 
 
@@ -45,10 +45,11 @@ def iou(a: Boxes, b: Boxes) -> NDArray[np.float32]:
     """
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    sides = np.maximum(high - low, 0)
+    sides: NDArray[np.float32] = np.maximum(high - low, 0)
     shared = sides[..., 0] * sides[..., 1]
     union = area(a)[:, None] + area(b)[None, :] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    overlaps: NDArray[np.float32] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return overlaps
 
 
 def clip(boxes: Boxes, height: int, width: int) -> Boxes:

@@ -110,7 +110,8 @@ class Linear(nn.Linear):
             return super().forward(values)
         if not torch.is_grad_enabled():
             return product(values, self.weight.T, self.bias)
-        return _LinearWithGradients.apply(values, self.weight, self.bias)
+        made: torch.Tensor = _LinearWithGradients.apply(values, self.weight, self.bias)
+        return made
 
 
 class _LinearWithGradients(torch.autograd.Function):
@@ -160,7 +161,8 @@ _BLAS = _Blas()
 @functools.cache
 def _libraries(with_scipy: bool) -> list[Any]:
     """The BLAS libraries that are loaded; looked for again when SciPy has brought its own."""
-    return ThreadpoolController().select(user_api="blas").lib_controllers
+    found: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
+    return found
 
 
 def _set_threads(library: Any, threads: int) -> None:

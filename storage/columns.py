@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 def _struct(names: Sequence[str], kind: pa.DataType) -> pa.StructType:
@@ -64,7 +67,8 @@ def vectors_of(column: pa.Array | pa.ChunkedArray) -> NDArray[np.float16]:
     array = _one_chunk(column)
     dim = array.type.list_size
     values = array.values.slice(array.offset * dim, len(array) * dim)
-    return values.to_numpy(zero_copy_only=True).reshape(len(array), dim)
+    vectors: NDArray[np.float16] = values.to_numpy(zero_copy_only=True).reshape(len(array), dim)
+    return vectors
 
 
 def no_rows(layout: pa.Schema) -> pa.Table:
@@ -80,12 +84,12 @@ def take_rows(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     return table.take(pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))]))
 
 
-def _struct_column(values: NDArray, kind: pa.StructType) -> pa.StructArray:
+def _struct_column(values: NDArray[_Scalar], kind: pa.StructType) -> pa.StructArray:
     fields = [pa.array(np.ascontiguousarray(values[:, i])) for i in range(kind.num_fields)]
     return pa.StructArray.from_arrays(fields, fields=list(kind))
 
 
-def _struct_array(column: pa.Array | pa.ChunkedArray, kind: pa.StructType, dtype: type) -> NDArray:
+def _struct_array(column: pa.Array | pa.ChunkedArray, kind: pa.StructType, dtype: type[_Scalar]) -> NDArray[_Scalar]:
     array = _one_chunk(column)
     result = np.empty((len(array), kind.num_fields), dtype)
     for i, values in enumerate(array.flatten()):

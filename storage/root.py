@@ -119,7 +119,7 @@ class Root:
         self._path = path
         self._options = options
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return open_root, (self.url, self._options)
 
     @property
@@ -164,14 +164,15 @@ class Root:
 
     def read(self, key: str) -> bytes:
         """A whole file; FileNotFoundError if there is none."""
-        return self.fs.cat_file(self.path(key))
+        data: bytes = self.fs.cat_file(self.path(key))
+        return data
 
     def read_many(self, keys: list[str]) -> list[bytes]:
         """Whole files, fetched together where the file system can."""
         if not keys:
             return []
         # not fs.cat, which takes "[1]" in a path for a pattern
-        contents = self.fs.cat_ranges([self.path(key) for key in keys], None, None, on_error="return")
+        contents: list[bytes] = self.fs.cat_ranges([self.path(key) for key in keys], None, None, on_error="return")
         for content in contents:
             if isinstance(content, BaseException):
                 raise content
@@ -179,7 +180,8 @@ class Root:
 
     def exists(self, key: str) -> bool:
         """Whether there is a file or folder."""
-        return self.fs.exists(self.path(key))
+        there: bool = self.fs.exists(self.path(key))
+        return there
 
     def size(self, key: str) -> int:
         """Bytes of a file."""
@@ -188,7 +190,8 @@ class Root:
 
     def open(self, key: str) -> IO[bytes]:
         """A file to read from, seekable."""
-        return self.fs.open(self.path(key), "rb")
+        file: IO[bytes] = self.fs.open(self.path(key), "rb")
+        return file
 
     def write(self, key: str, data: bytes) -> None:
         """Publish a small file whole."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,9 @@ import pyarrow.parquet as pq
 from storage.commits import Commit, CommitName, LedgerRow, Upstream, commit_key, data_key, new_attempt, write_commit
 from storage.root import Root
 from storage.schemas import BULK_COLUMNS
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 ROW_GROUP_BYTES = 8 * 1024 * 1024
 """An image of more bytes is split into several row groups; never are two images in one.
@@ -170,7 +174,7 @@ class _HashedFile(io.RawIOBase):
         self._hash = hashlib.sha256()
         self.size = 0
 
-    def write(self, data) -> int:
+    def write(self, data: ReadableBuffer) -> int:
         view = memoryview(data)
         self._file.write(view)
         self._hash.update(view)

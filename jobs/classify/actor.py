@@ -13,10 +13,11 @@ from jobs.dataset.image_file import ImageFile
 from jobs.features.ring import ExtractionRing
 from jobs.features.shard import ActorSettings
 from jobs.shards.attempt import Trial
+from pipeline.bodies.classifier import over_array
 from pipeline.features.whole_image import LayerValues, WholeImageExtractor, whole_layers
 from pipeline.images.decode import RGB
 from pipeline.images.view import View
-from pipeline.network.head import head_of, over_array
+from pipeline.network.head import head_of
 from pipeline.phases import PhaseClock
 from storage.columns import map_column
 from storage.commits import Commit

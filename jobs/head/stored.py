@@ -9,7 +9,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.network.head import Embedder, Head, HeadLayer, head_of, over_array
+from pipeline.bodies.classifier import over_array
+from pipeline.network.head import Embedder, Head, HeadLayer, head_of
 from storage.manifest import recorded_manifest
 from storage.root import Root
 from storage.runs import RunRecord

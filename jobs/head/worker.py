@@ -29,8 +29,8 @@ from jobs.execution.checkpoints import newest_checkpoint
 from jobs.execution.training import tell_driver
 from jobs.record.publish import publish_shard
 from jobs.record.versions import PRODUCER
-from pipeline.bodies.classifier import Classifier
-from pipeline.network.head import Head, new_head, over_array, pretrained_head
+from pipeline.bodies.classifier import Classifier, over_array
+from pipeline.network.head import Head, new_head, pretrained_head
 from pipeline.phases import PhaseClock
 from pipeline.spp.pyramid import bin_count
 from pipeline.training.descent import Diverged, Saved, TrainingError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from pipeline.bodies.body import IMAGENET_MEAN, IMAGENET_STD, BodySpec, State
@@ -31,8 +32,9 @@ class AlexNetBody(nn.Module):
             nn.ReLU(inplace=True),
         )
 
-    def forward(self, batch):
-        return self.features(batch)
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        conv_map: torch.Tensor = self.features(batch)
+        return conv_map
 
 
 def _published() -> State:

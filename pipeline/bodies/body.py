@@ -160,7 +160,8 @@ class Body:
     def conv_maps_of(self, batch: torch.Tensor) -> torch.Tensor:
         """The whole maps of preprocessed images, (B, 3, h, w): float32 (B, channels, height, width)."""
         with self._alone():
-            return self._network(batch)
+            conv_maps: torch.Tensor = self._network(batch)
+        return conv_maps
 
     @torch.inference_mode()
     def layers_of(self, batch: torch.Tensor, names: Iterable[str]) -> dict[str, torch.Tensor]:

@@ -25,7 +25,8 @@ class WithinChannelNorm(nn.Module):
         self.size, self.alpha, self.beta = size, alpha, beta
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _Normalised.apply(x, self.size, self.alpha, self.beta)
+        normalised: torch.Tensor = _Normalised.apply(x, self.size, self.alpha, self.beta)
+        return normalised
 
 
 class _Normalised(torch.autograd.Function):

@@ -14,6 +14,7 @@ import functools
 import math
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from pipeline.bodies.body import BodySpec, State, fold_norm
@@ -112,7 +113,7 @@ class _SamePad(nn.Module):
         before, after = _padding(kernel, stride, dilation)
         self.sides = (before, after, before, after)
 
-    def forward(self, batch):
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
         return nn.functional.pad(batch, self.sides)
 
 
@@ -140,8 +141,8 @@ class _InvertedResidual(nn.Module):
         self._bn2 = _norm(block.channels)
         self.adds = stride == 1 and inputs == block.channels
 
-    def forward(self, batch):
-        x = nn.functional.relu6(self._bn0(self._expand_conv(batch))) if self.expands else batch
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = nn.functional.relu6(self._bn0(self._expand_conv(batch))) if self.expands else batch
         x = nn.functional.relu6(self._bn1(self._depthwise_conv(self.pad(x))))
         x = self._bn2(self._project_conv(x))
         return x + batch if self.adds else x
@@ -166,7 +167,7 @@ class EfficientNetLiteBody(nn.Module):
             inputs = block.channels
         self._blocks = nn.ModuleList(blocks)
 
-    def forward(self, batch):
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
         x = nn.functional.relu6(self._bn0(self._conv_stem(self.pad(batch))))
         for block in self._blocks:
             x = block(x)

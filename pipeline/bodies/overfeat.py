@@ -52,7 +52,7 @@ class OverfeatBody(nn.Module):
             self.add_module(f"relu{number}", nn.ReLU())
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        x = self.norm(self.pool1(self.relu1(self.conv1(batch))))  # (B, 96, 37, 37)
+        x: torch.Tensor = self.norm(self.pool1(self.relu1(self.conv1(batch))))  # (B, 96, 37, 37)
         x = self.pool2(self.relu2(self.conv2(x)))  # (B, 256, 18, 18)
         for number in range(3, self.depth + 1):
             x = self.get_submodule(f"relu{number}")(self.get_submodule(f"conv{number}")(x))  # (B, 512, 18, 18)

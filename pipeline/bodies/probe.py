@@ -170,7 +170,7 @@ class _Probe:
     def _run(self, image: torch.Tensor) -> torch.Tensor:
         try:
             with _Averages():
-                found = self.network(image * 1)  # not the leaf itself: some networks normalise in place
+                found: torch.Tensor = self.network(image * 1)  # not the leaf itself: some networks normalise in place
         except NoGeometryError:
             raise
         except Exception as error:  # whatever a foreign network raises
@@ -184,7 +184,9 @@ class _Probe:
 class _Averages(TorchFunctionMode):
     """Replaces functions of what depends on pixels by what is said above, while the network runs."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if not any(map(_depends, (*args, *kwargs.values()))) or name in _PLACING:
@@ -263,20 +265,41 @@ def _mix(name: str, *terms: Any, **options: Any) -> torch.Tensor:
     return terms[0].copy_(mixed) if in_place else mixed
 
 
-def _conv(func, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def _conv(
+    func: Callable[..., torch.Tensor],
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> torch.Tensor:
     """Every output channel of a group is the average of all that it could see, computed once."""
     window = weight.shape[2:]
     grouped = input.unflatten(1, (groups, -1)).mean(2)  # (B, groups, H, W)
     kernel = grouped.new_full((1, 1, *window), 1 / window.numel())
     averaged = func(grouped.flatten(0, 1)[:, None], kernel, None, stride, padding, dilation)
-    return averaged[:, 0].unflatten(0, grouped.shape[:2]).repeat_interleave(weight.shape[0] // groups, dim=1)
+    images: torch.Tensor = averaged[:, 0].unflatten(0, grouped.shape[:2])  # (B, groups, h, w)
+    return images.repeat_interleave(weight.shape[0] // groups, dim=1)
 
 
-def _linear(func, input, weight, bias=None):
+def _linear(
+    func: Callable[..., torch.Tensor], input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     return input.mean(-1, keepdim=True).repeat_interleave(weight.shape[0], dim=-1)
 
 
-def _max_pool(func, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+def _max_pool(
+    func: Callable[..., torch.Tensor],
+    input: torch.Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> torch.Tensor:
     if dilation not in (1, (1, 1)) or return_indices:
         raise NotImplementedError("dilated or indexed max pooling")
     return nn.functional.avg_pool2d(input, kernel_size, stride, padding, ceil_mode)

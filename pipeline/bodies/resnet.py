@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from pipeline.bodies.body import IMAGENET_MEAN, IMAGENET_STD, BodySpec, State, fold_norm
@@ -24,9 +25,10 @@ class ResNet50Body(nn.Module):
         self.conv1, self.bn1, self.relu, self.maxpool = whole.conv1, whole.bn1, whole.relu, whole.maxpool
         self.layer1, self.layer2, self.layer3 = whole.layer1, whole.layer2, whole.layer3
 
-    def forward(self, batch):
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(batch))))  # (B, 64, H / 4, W / 4)
-        return self.layer3(self.layer2(self.layer1(x)))
+        conv_map: torch.Tensor = self.layer3(self.layer2(self.layer1(x)))
+        return conv_map
 
 
 def _fuse(network: nn.Module) -> nn.Module:

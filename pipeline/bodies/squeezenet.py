@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from pipeline.bodies.body import IMAGENET_MEAN, IMAGENET_STD, BodySpec, State
@@ -22,8 +23,9 @@ class SqueezeNetBody(nn.Module):
         super().__init__()
         self.features = squeezenet1_1(weights=None).features
 
-    def forward(self, batch):
-        return self.features(batch)
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        conv_map: torch.Tensor = self.features(batch)
+        return conv_map
 
 
 def _published() -> State:

@@ -103,12 +103,14 @@ def _up_to(index: int, model: Any) -> nn.Module:
     (kept,) = model.prune_intermediate_layers([index], prune_norm=True)
 
     def forward(self: Any, batch: torch.Tensor) -> torch.Tensor:
-        return self.forward_intermediates(batch, indices=[kept], norm=False, stop_early=True, intermediates_only=True)[
-            0
-        ]
+        maps: list[torch.Tensor] = self.forward_intermediates(
+            batch, indices=[kept], norm=False, stop_early=True, intermediates_only=True
+        )
+        return maps[0]
 
     model.forward = types.MethodType(forward, model)
-    return model
+    network: nn.Module = model
+    return network
 
 
 def _published(name: str, pretrained: dict[str, Any]) -> State:

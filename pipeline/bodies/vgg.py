@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from pipeline.bodies.body import IMAGENET_MEAN, IMAGENET_STD, BodySpec, State
@@ -26,8 +27,9 @@ class VGG16Body(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.bias)
 
-    def forward(self, batch):
-        return self.features(batch)
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        conv_map: torch.Tensor = self.features(batch)
+        return conv_map
 
 
 def _published() -> State:

@@ -47,7 +47,8 @@ class ZF5Body(nn.Module):
         x = self.pool(self.norm(self.relu2(self.conv2(x))))  # (B, 256, 13, 13)
         x = self.relu3(self.conv3(x))  # (B, 384, 13, 13)
         x = self.relu4(self.conv4(x))
-        return self.relu5(self.conv5(x))  # (B, 256, 13, 13)
+        conv_map: torch.Tensor = self.relu5(self.conv5(x))  # (B, 256, 13, 13)
+        return conv_map
 
 
 ZF5 = BodySpec(

@@ -68,7 +68,10 @@ def decode(boxes: Boxes, deltas: NDArray[np.floating]) -> Boxes:
         centre = centre + deltas[:, :2] * sides
     half = sides * np.exp(np.clip(deltas[:, 2:], -LARGEST_LOG, LARGEST_LOG)) / 2
     limit = float(np.finfo(np.float32).max)
-    return np.clip(np.concatenate([centre - half, centre + half], axis=1), -limit, limit).astype(np.float32)
+    moved: NDArray[np.float32] = np.clip(np.concatenate([centre - half, centre + half], axis=1), -limit, limit).astype(
+        np.float32
+    )
+    return moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,7 +285,8 @@ def _solve(gram: Float64, right: Float64, ridge: float) -> Float64:
         factor = cho_factor(gram, lower=True, overwrite_a=True, check_finite=False)
     except LinAlgError as error:
         raise ValueError(f"ridge {ridge} is too small for vectors of this size; take a larger one") from error
-    return cho_solve(factor, right, check_finite=False)
+    solved: Float64 = cho_solve(factor, right, check_finite=False)
+    return solved
 
 
 def _row_blocks(features: NDArray[np.floating], scale: float, ones: bool = False) -> Iterator[tuple[slice, Float64]]:

@@ -47,7 +47,7 @@ def positives(truth_class: Classes, difficult: Mask, classes: int, difficult_pos
     Raises ValueError as ``class_overlaps`` does.
     """
     _check_classes(difficult, truth_class, classes)
-    own = np.asarray(truth_class)[:, None] == np.arange(classes)
+    own: Mask = np.asarray(truth_class)[:, None] == np.arange(classes)
     return own if difficult_positive else own & ~np.asarray(difficult, dtype=bool)[:, None]
 
 
@@ -127,7 +127,9 @@ def _check_classes(truth: Boxes | Mask, truth_class: Classes, classes: int) -> N
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _drop_overlapping(boxes, areas, kept, above):
+def _drop_overlapping(
+    boxes: NDArray[np.float32], areas: NDArray[np.float32], kept: NDArray[np.bool_], above: np.float32
+) -> None:
     """Clears ``kept`` (N, classes) in place. One pass serves all classes, as IoUs are the same for each of them.
 
     The arithmetic is that of ``pipeline.boxes.iou``, in float32 and in its order, so that both agree at the threshold.

@@ -84,7 +84,8 @@ class NegativeCache:
 
     def count(self) -> NDArray[np.int64]:
         """Windows cached for each class, (K,)."""
-        return self._member.sum(axis=0)
+        counts: NDArray[np.int64] = self._member.sum(axis=0)
+        return counts
 
     def known(self, image_ids: Iterable[str]) -> dict[str, tuple[NDArray[np.int64], Mask]]:
         """Of these images the windows that have a row: ids (M,) and classes (M, K)."""

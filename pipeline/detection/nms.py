@@ -37,7 +37,7 @@ def nms(boxes: Boxes, scores: NDArray[np.floating], overlap: float = OVERLAP) ->
 
 
 @numba.njit(nogil=True, cache=True)
-def _stay(boxes, overlap):
+def _stay(boxes: NDArray[np.float64], overlap: float) -> NDArray[np.bool_]:
     """Which of float64 boxes (N, 4), best first, remain.
 
     In float64 the areas of whole pixels are exact, and so is the comparison: 3/10 as a quotient of areas is rounded to

@@ -149,7 +149,8 @@ def solve_products(
 
     def solve(column: NDArray[np.bool_], kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
         signs = np.where(column, 1.0, -1.0)
-        most = kept * np.where(column, problem.C * problem.positive_weight, problem.C)
+        bound: NDArray[np.float64] = np.where(column, problem.C * problem.positive_weight, problem.C)
+        most = kept * bound
         alphas, sweeps = _descend(biased, signs, most, tolerance, max_iterations, seed)
         return alphas * signs, sweeps
 
@@ -223,7 +224,14 @@ _SWEEPS_BETWEEN_CHECKS = 5
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
-def _descend(gram, signs, most, tolerance, max_iterations, seed):
+def _descend(
+    gram: NDArray[np.float32],
+    signs: NDArray[np.float64],
+    most: NDArray[np.float64],
+    tolerance: float,
+    max_iterations: int,
+    seed: int,
+) -> tuple[NDArray[np.float64], int]:
     """Dual variables (N,) in [0, most], and sweeps done, for the Gram matrix float32 (N, N), bias feature included.
 
     Ends when the primal objective of the scores exceeds the dual one by no more than ``tolerance`` of itself.

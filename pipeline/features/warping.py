@@ -35,7 +35,8 @@ CONTEXT = 16
 
 def warp(image: RGB, box: Boxes, size: int, context: int, fill: Sequence[float]) -> RGB:
     """One box (4,) of an image, warped: uint8 (size, size, 3). Parameters and errors as in ``warp_all``."""
-    return warp_all(image, as_boxes(box), size, context, fill)[0]
+    warped: RGB = warp_all(image, as_boxes(box), size, context, fill)[0]
+    return warped
 
 
 def warp_all(
@@ -185,7 +186,8 @@ class _Placement:
 
     @property
     def count(self) -> int:
-        return self.target.stop - self.target.start
+        count: int = self.target.stop - self.target.start
+        return count
 
     def fills(self, size: int) -> bool:
         """Whether the whole frame is image."""

@@ -247,7 +247,9 @@ def eleven_point(
         raise ValueError(f"thresholds must be 'exact' or 'arange', not {thresholds!r}")
     reached = np.stack([np.count_nonzero(part, axis=0) for part in below])
     never = np.zeros((1, *ceiling.shape[1:]))
-    return np.take_along_axis(np.concatenate([ceiling, never]), reached, axis=0).sum(axis=0) / 11
+    found: NDArray[np.float64] = np.take_along_axis(np.concatenate([ceiling, never]), reached, axis=0)
+    mean: NDArray[np.float64] = found.sum(axis=0) / 11
+    return mean
 
 
 def _checked_truth(truth: GroundTruth) -> GroundTruth:

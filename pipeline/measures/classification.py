@@ -121,7 +121,8 @@ def class_accuracies(named: NDArray[np.int64], labels: NDArray[np.int64], classe
     """
     totals = np.bincount(labels, minlength=classes)
     right = np.bincount(labels[named == labels], minlength=classes)
-    return np.divide(right, totals, out=np.full(classes, np.nan), where=totals > 0)
+    shares: NDArray[np.float64] = np.divide(right, totals, out=np.full(classes, np.nan), where=totals > 0)
+    return shares
 
 
 def image_ap(

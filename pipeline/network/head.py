@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -61,7 +61,8 @@ class Head(nn.Module):
         hidden = torch.relu(self.fc7(self.dropout(hidden)))  # (B, fc7)
         if layer == "fc7":
             return hidden
-        return self.fc8(self.dropout(hidden))  # (B, outputs)
+        logits: torch.Tensor = self.fc8(self.dropout(hidden))  # (B, outputs)
+        return logits
 
     @property
     def dim(self) -> int:
@@ -197,7 +198,7 @@ class Embedder:
         self.dim = head.dim
         self.size = head.size(layer)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         arrays = {name: values.cpu().numpy() for name, values in self._head.state_dict().items()}
         return _embedder, (arrays, self._layer, self._device)
 

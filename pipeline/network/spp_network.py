@@ -86,7 +86,8 @@ class SppNetwork(nn.Module):
 
         ``shift``: float32 (B, 3), RGB in units of 0..255, added to every pixel of an image. Raises InputSizeError.
         """
-        return self.head(pyramid_pool(self.maps(pixels, shift), self.levels))
+        logits: torch.Tensor = self.head(pyramid_pool(self.maps(pixels, shift), self.levels))
+        return logits
 
     def maps(self, pixels: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
         """The conv maps of images as ``forward`` takes them: (B, channels, h', w'), of cells that see the image."""
@@ -97,7 +98,8 @@ class SppNetwork(nn.Module):
                 f"{height} x {width}; crop or resize them, or train with pooling: spp"
             )
         batch = network_input(self.spec, pixels, self.mean, self.std, shift)
-        return self.body(batch)[:, :, : self.spec.map_length(height), : self.spec.map_length(width)]
+        maps: torch.Tensor = self.body(batch)
+        return maps[:, :, : self.spec.map_length(height), : self.spec.map_length(width)]
 
     def exported(self) -> dict[str, torch.Tensor]:
         """Its state: the body's entries as ``spec.build()`` names them, and fc6, fc7, fc8.

@@ -87,7 +87,7 @@ class BoxConvention:
 
 def _misfits(boxes: Boxes, height: int, width: int) -> NDArray[np.bool_]:
     x1, y1, x2, y2 = boxes.T
-    fits = (x1 < x2) & (y1 < y2)  # nor NaN
+    fits: NDArray[np.bool_] = (x1 < x2) & (y1 < y2)  # nor NaN
     fits &= (x1 >= -SLACK) & (y1 >= -SLACK) & (x2 <= width + SLACK) & (y2 <= height + SLACK)
     return ~fits
 

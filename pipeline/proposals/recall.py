@@ -15,7 +15,8 @@ def best_overlaps(truth: Boxes, proposals: Boxes) -> NDArray[np.float32]:
     """The highest IoU that any proposal has with each ground-truth box, shape (N,); 0 without proposals."""
     if len(proposals) == 0:
         return np.zeros(len(truth), np.float32)
-    return iou(truth, proposals).max(axis=1)
+    best: NDArray[np.float32] = iou(truth, proposals).max(axis=1)
+    return best
 
 
 @dataclass(frozen=True)

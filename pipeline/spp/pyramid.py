@@ -176,7 +176,7 @@ def _check_windows(windows: Windows, height: int, width: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def _clear_negative_zero(bits):
+def _clear_negative_zero(bits: NDArray[np.int16]) -> bool:
     """-0 becomes +0, in place; False if some value is infinite or NaN (an exponent of all ones)."""
     beyond = 0
     for i in range(bits.size):
@@ -187,7 +187,7 @@ def _clear_negative_zero(bits):
 
 
 @numba.njit(nogil=True, cache=True)
-def _has_negative(bits):
+def _has_negative(bits: NDArray[np.int16]) -> np.bool_:
     signs = np.int16(0)
     for i in range(bits.size):
         signs |= bits[i]
@@ -195,7 +195,7 @@ def _has_negative(bits):
 
 
 @numba.njit(nogil=True, cache=True)
-def _flip_negative(bits):
+def _flip_negative(bits: NDArray[np.int16]) -> NDArray[np.int16]:
     """float16 bits to int16 keys of the same order, and back: the map is its own inverse."""
     keys = np.empty_like(bits)
     for i in range(bits.size):
@@ -204,7 +204,14 @@ def _flip_negative(bits):
 
 
 @numba.njit(nogil=True, cache=True)
-def _pool_keys(keys, windows, rows, plan, out, signed):
+def _pool_keys(
+    keys: NDArray[np.int16],
+    windows: NDArray[np.int16],
+    rows: NDArray[np.intp],
+    plan: NDArray[np.int64],
+    out: NDArray[np.int16],
+    signed: np.bool_,
+) -> None:
     """Maxima of int16 keys (height, width, channels) over the each window's bins, to its row of out (M, dim).
 
     A level taken from the map goes row of bins by row of bins: first a maximum down the rows, which runs over whole
@@ -269,11 +276,12 @@ def _pool_keys(keys, windows, rows, plan, out, signed):
 
 
 @numba.njit(nogil=True, cache=True)
-def _side(plan, offset):
+def _side(plan: NDArray[np.int64], offset: np.int64) -> np.int64:
     """Bins per axis of the level that stands at ``offset``."""
     for row in range(plan.shape[0]):
         if plan[row, 2] == offset:
-            return plan[row, 0]
+            side: np.int64 = plan[row, 0]
+            return side
     return np.int64(0)
 
 

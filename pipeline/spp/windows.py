@@ -68,7 +68,8 @@ def choose_scales(
             expected = np.floor(208 * short / np.sqrt(pixels) + 0.5)  # MATLAB rounds halves up
         distance = np.abs(candidates[None, :] - expected[:, None])
         distance[pixels == 0] = -candidates[None, :]  # an empty box asks for the largest scale
-    return candidates[np.argmin(distance, axis=1)]
+    chosen: NDArray[np.int32] = candidates[np.argmin(distance, axis=1)]
+    return chosen
 
 
 def map_windows(

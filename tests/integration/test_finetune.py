@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from pipeline.bodies import Body, body_spec, load_classifier, load_state, save_network
+from pipeline.bodies.classifier import over_array
 from pipeline.boxes import iou
 from pipeline.features.regions import RegionExtractor
 from pipeline.images.decode import decode_image
-from pipeline.network.head import Embedder, head_of, over_array, pretrained_head
+from pipeline.network.head import Embedder, head_of, pretrained_head
 from storage.columns import boxes_of, vectors_of
 from tests.project import Project, last_json, sets
 

@@ -36,7 +36,7 @@ def _blur(colours: NDArray[np.uint8], sigma: float) -> NDArray[np.uint16]:
 
 
 @numba.njit(nogil=True, cache=True)
-def _convolve(colours, kernel, planes):
+def _convolve(colours: NDArray[np.uint8], kernel: NDArray[np.uint32], planes: NDArray[np.uint16]) -> None:
     """Across, then down, with half a symmetric kernel in 65536ths; the border goes on for ever."""
     height, width = colours.shape[:2]
     reach = kernel.size - 1

@@ -11,6 +11,8 @@ order.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,9 @@ _CHANNELS = 24
 
 ONE = _CHANNELS * _PARTS
 """What stands for a similarity of 1."""
+
+_Number = int | np.integer[Any]
+"""Of a region: a loop's own, or one that an array holds."""
 
 
 def group(regions: Regions, colour: bool) -> NDArray[np.int32]:
@@ -40,7 +45,14 @@ def group(regions: Regions, colour: bool) -> NDArray[np.int32]:
 
 
 @numba.njit(nogil=True, cache=True)
-def _group(pixels, sizes, counts, pairs, colour_bins, boxes):
+def _group(
+    pixels: int,
+    sizes: NDArray[np.int64],
+    counts: NDArray[np.int32],
+    pairs: NDArray[np.int32],
+    colour_bins: int,
+    boxes: NDArray[np.int32],
+) -> None:
     """Fill ``boxes`` from row R on; ``sizes`` and ``counts`` are used up.
 
     A merged region, numbered R and on, keeps its data in the place of one of its two parts; ``part_of`` leads from the
@@ -114,7 +126,7 @@ def _group(pixels, sizes, counts, pairs, colour_bins, boxes):
 
 
 @numba.njit(nogil=True, cache=True)
-def _chain(pairs, count):
+def _chain(pairs: NDArray[np.int32], count: int) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
     """Lists of neighbours: the place an entry leads to, the one that follows it (-1: none), the first of each list."""
     neighbour = np.empty(2 * len(pairs), np.int32)
     following = np.empty(2 * len(pairs), np.int64)
@@ -127,7 +139,7 @@ def _chain(pairs, count):
 
 
 @numba.njit(nogil=True, cache=True)
-def _normalise(counts, size, shares):
+def _normalise(counts: NDArray[np.int32], size: np.int64, shares: NDArray[np.float32]) -> None:
     """Counts of pixels to parts of 65535, whole numbers."""
     factor = _PARTS / size
     for i in range(counts.size):
@@ -135,7 +147,7 @@ def _normalise(counts, size, shares):
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
-def _shared(a, b):
+def _shared(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.int64:
     """The intersection of two histograms. Whole numbers: the order of additions is free."""
     total = np.float32(0)
     for i in range(a.size):
@@ -144,7 +156,16 @@ def _shared(a, b):
 
 
 @numba.njit(nogil=True, cache=True)
-def _similarity(a, b, pixels, shares, colour_bins, boxes, number_a, number_b):
+def _similarity(
+    a: np.int64,
+    b: np.int64,
+    pixels: int,
+    shares: NDArray[np.float32],
+    colour_bins: int,
+    boxes: NDArray[np.int32],
+    number_a: _Number,
+    number_b: _Number,
+) -> np.int32:
     """Of the regions at places ``a`` and ``b``, whose boxes have the numbers given.
 
     ``size`` is 1 - |a or b| / pixels, and ``fill`` is 1 - (|their box| - |a or b|) / pixels: together 2 - |their box| /
@@ -159,18 +180,18 @@ def _similarity(a, b, pixels, shares, colour_bins, boxes, number_a, number_b):
 
 
 @numba.njit(nogil=True, cache=True)
-def _goes_first(similarity, pair, other_similarity, other_pair):
+def _goes_first(similarity: np.int32, pair: np.int64, other_similarity: np.int32, other_pair: np.int64) -> np.bool_:
     return similarity > other_similarity or (similarity == other_similarity and pair < other_pair)
 
 
 @numba.njit(nogil=True, cache=True)
-def _sink(similarities, heap, i, waiting):
+def _sink(similarities: NDArray[np.int32], heap: NDArray[np.int64], i: int, waiting: int) -> None:
     """Put what is at ``i`` where it belongs among what is below."""
     similarity, pair = similarities[i], heap[i]
     child = 2 * i + 1
     while child < waiting:
         if child + 1 < waiting:
-            child += _goes_first(similarities[child + 1], heap[child + 1], similarities[child], heap[child])
+            child += int(_goes_first(similarities[child + 1], heap[child + 1], similarities[child], heap[child]))
         if not _goes_first(similarities[child], heap[child], similarity, pair):
             break
         similarities[i], heap[i] = similarities[child], heap[child]
@@ -180,7 +201,7 @@ def _sink(similarities, heap, i, waiting):
 
 
 @numba.njit(nogil=True, cache=True)
-def _rise(similarities, heap, i):
+def _rise(similarities: NDArray[np.int32], heap: NDArray[np.int64], i: int) -> None:
     """Put what is at ``i`` where it belongs among what is above."""
     similarity, pair = similarities[i], heap[i]
     while i > 0:
@@ -193,7 +214,9 @@ def _rise(similarities, heap, i):
 
 
 @numba.njit(nogil=True, cache=True)
-def _make_room(similarities, heap, alive):
+def _make_room(
+    similarities: NDArray[np.int32], heap: NDArray[np.int64], alive: NDArray[np.bool_]
+) -> tuple[NDArray[np.int32], NDArray[np.int64], int]:
     """A full heap without the pairs that no longer are, in an array of twice as many as remain (and room for more)."""
     waiting = 0
     for i in range(heap.size):

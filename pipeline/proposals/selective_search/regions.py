@@ -69,7 +69,7 @@ def describe(labels: NDArray[np.int32], codes: NDArray[np.uint8]) -> Regions:
 
 
 @numba.njit(nogil=True, cache=True)
-def _encode(colours, planes, codes):
+def _encode(colours: NDArray[np.uint8], planes: NDArray[np.uint16], codes: NDArray[np.uint8]) -> None:
     height, width = planes.shape[1:]
     scale = np.float32(TEXTURE_BINS / (2 * 256 * _STEEPEST))
     diagonal = np.float32(np.sqrt(0.5))
@@ -99,13 +99,13 @@ def _encode(colours, planes, codes):
 
 
 @numba.njit(nogil=True, cache=True)
-def _signed_bin(slope):
+def _signed_bin(slope: np.float32) -> np.uint8:
     highest = np.float32(TEXTURE_BINS - 1)
     return np.uint8(np.int32(min(max(slope, -highest), highest)) + np.int32(TEXTURE_BINS - 1))
 
 
 @numba.njit(nogil=True, cache=True)
-def _measure(labels, count):
+def _measure(labels: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Sizes and boxes, run by run: a label is looked up where it changes."""
     height, width = labels.shape
     sizes = np.zeros(count, np.int64)
@@ -125,7 +125,7 @@ def _measure(labels, count):
 
 
 @numba.njit(nogil=True, cache=True)
-def _accumulate(labels, codes, raw):
+def _accumulate(labels: NDArray[np.int32], codes: NDArray[np.uint8], raw: NDArray[np.int32]) -> None:
     for pixel in range(labels.size):
         row = raw[labels[pixel]]
         for channel in range(3):
@@ -135,7 +135,7 @@ def _accumulate(labels, codes, raw):
 
 
 @numba.njit(nogil=True, cache=True)
-def _unfold(raw, counts):
+def _unfold(raw: NDArray[np.int32], counts: NDArray[np.int32]) -> None:
     """Codes of axes to bins of orientations: what rises along one falls, in bin 0, along its opposite."""
     for region in range(raw.shape[0]):
         counts[region, :COLOUR] = raw[region, :COLOUR]
@@ -158,7 +158,7 @@ def _touching(labels: NDArray[np.int32], count: int) -> NDArray[np.int32]:
 
 
 @numba.njit(nogil=True, cache=True)
-def _pairs(labels, count):
+def _pairs(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
     """Every pair of touching regions once, lower number << 32 | higher number, in no order. A hash set in an array.
 
     There are about three pairs to a region; more only where regions cross, as lines that touch at corners can.
@@ -187,12 +187,12 @@ def _pairs(labels, count):
 
 
 @numba.njit(nogil=True, cache=True)
-def _key(a, b):
+def _key(a: np.int32, b: np.int32) -> np.int64:
     return (np.int64(min(a, b)) << 32) | np.int64(max(a, b))
 
 
 @numba.njit(nogil=True, cache=True)
-def _insert(keys, key):
+def _insert(keys: NDArray[np.int64], key: np.int64) -> int:
     """1 if the key is new, else 0."""
     mask = np.uint64(keys.size - 1)
     place = (np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32) & mask
@@ -205,7 +205,7 @@ def _insert(keys, key):
 
 
 @numba.njit(nogil=True, cache=True)
-def _rehashed(keys, capacity):
+def _rehashed(keys: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
     larger = np.full(capacity, -1, np.int64)
     for key in keys:
         if key >= 0:
@@ -214,7 +214,7 @@ def _rehashed(keys, capacity):
 
 
 @numba.njit(nogil=True, cache=True)
-def _power_of_two(least):
+def _power_of_two(least: int) -> int:
     power = 1
     while power < least:
         power *= 2

@@ -113,7 +113,7 @@ def _steps_to_neighbours(width: int) -> NDArray[np.uint32]:
 
 
 @numba.njit(nogil=True, cache=True)
-def _weigh(planes, weights):
+def _weigh(planes: NDArray[np.uint16], weights: NDArray[np.uint16]) -> None:
     height, width = planes.shape[1:]
     for direction in range(4):
         down, across, first, last = _reach(direction, width)
@@ -134,7 +134,7 @@ def _weigh(planes, weights):
 
 
 @numba.njit(nogil=True, cache=True)
-def _mark_heaviest(weights, heaviest):
+def _mark_heaviest(weights: NDArray[np.uint16], heaviest: NDArray[np.bool_]) -> None:
     """Of a block ``a b / c d``: the edges heavier than all others of one of its four triangles and three squares."""
     height, width = weights.shape[1:]
     right, down, falling, rising = weights[0], weights[1], weights[2], weights[3]
@@ -158,13 +158,13 @@ def _mark_heaviest(weights, heaviest):
 
 
 @numba.njit(nogil=True, cache=True)
-def _leave_out(weights, marked):
+def _leave_out(weights: NDArray[np.uint16], marked: NDArray[np.bool_]) -> None:
     for i in range(weights.size):
         weights[i] = NO_EDGE if marked[i] else weights[i]
 
 
 @numba.njit(nogil=True, cache=True)
-def _two_lightest(weights, lightest, second):
+def _two_lightest(weights: NDArray[np.uint16], lightest: NDArray[np.uint16], second: NDArray[np.uint16]) -> None:
     """Of the eight edges at every pixel."""
     height, width = lightest.shape
     lightest[:], second[:] = NO_EDGE, NO_EDGE
@@ -182,7 +182,13 @@ def _two_lightest(weights, lightest, second):
 
 
 @numba.njit(nogil=True, cache=True)
-def _mark_pairs(weights, lightest, second, most, paired):
+def _mark_pairs(
+    weights: NDArray[np.uint16],
+    lightest: NDArray[np.uint16],
+    second: NDArray[np.uint16],
+    most: np.uint16,
+    paired: NDArray[np.bool_],
+) -> None:
     """The edges of at most ``most`` that are lighter than any other at both ends."""
     height, width = lightest.shape
     for direction in range(4):
@@ -198,7 +204,7 @@ def _mark_pairs(weights, lightest, second, most, paired):
 
 
 @numba.njit(nogil=True, cache=True)
-def _reach(direction, width):
+def _reach(direction: int, width: int) -> tuple[int, int, int, int]:
     """How far down and across an edge leads, and the first and last + 1 column it may start from."""
     down = 0 if direction == 0 else 1
     across = 0 if direction == 1 else (-1 if direction == 3 else 1)
@@ -208,7 +214,9 @@ def _reach(direction, width):
 
 
 @numba.njit(nogil=True, cache=True)
-def _choose(weights, paired, pairs, chosen):
+def _choose(
+    weights: NDArray[np.uint16], paired: NDArray[np.bool_], pairs: NDArray[np.uint32], chosen: NDArray[np.uint32]
+) -> tuple[int, int]:
     """The edges that pair, and the others there are, by direction and pixel; returns their numbers.
 
     Each is written and then kept or not, as a branch would be guessed wrong too often.
@@ -226,7 +234,7 @@ def _choose(weights, paired, pairs, chosen):
 
 
 @numba.njit(nogil=True, cache=True)
-def _counting_sort(edges, weights, in_order):
+def _counting_sort(edges: NDArray[np.uint32], weights: NDArray[np.uint16], in_order: NDArray[np.uint32]) -> None:
     """By weight; of equal ones the first stays first."""
     place = np.zeros(NO_EDGE, np.uint32)
     for edge in edges:
@@ -243,7 +251,7 @@ def _counting_sort(edges, weights, in_order):
 
 
 @numba.njit(nogil=True, cache=True)
-def _root(parent, pixel):
+def _root(parent: NDArray[np.uint32], pixel: np.uint32) -> np.uint32:
     """Of the tree of ``pixel``; halves the path on the way."""
     above = parent[pixel]
     while above != pixel:
@@ -255,7 +263,9 @@ def _root(parent, pixel):
 
 
 @numba.njit(nogil=True, cache=True)
-def _start(pixels, pairs, weights, steps, k):
+def _start(
+    pixels: int, pairs: NDArray[np.uint32], weights: NDArray[np.uint16], steps: NDArray[np.uint32], k: np.uint32
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Trees and components: single pixels, and those that ``pairs`` join."""
     parent, components = np.empty(pixels, np.uint32), np.empty((pixels, 2), np.uint32)
     for pixel in range(pixels):
@@ -271,7 +281,16 @@ def _start(pixels, pairs, weights, steps, k):
 
 
 @numba.njit(nogil=True, cache=True)
-def _join(edges, weights, steps, parent, components, k, min_size, open_edges):
+def _join(
+    edges: NDArray[np.uint32],
+    weights: NDArray[np.uint16],
+    steps: NDArray[np.uint32],
+    parent: NDArray[np.uint32],
+    components: NDArray[np.uint32],
+    k: np.uint32,
+    min_size: np.uint32,
+    open_edges: NDArray[np.uint32],
+) -> int:
     """Join components along sorted edges; returns the number of ``open_edges``, which a small component may yet need.
 
     ``components`` (pixels, 2): size and threshold, at roots. A threshold is a whole number, as weights are: of
@@ -316,7 +335,13 @@ def _join(edges, weights, steps, parent, components, k, min_size, open_edges):
 
 
 @numba.njit(nogil=True, cache=True)
-def _join_small(edges, steps, parent, components, min_size):
+def _join_small(
+    edges: NDArray[np.uint32],
+    steps: NDArray[np.uint32],
+    parent: NDArray[np.uint32],
+    components: NDArray[np.uint32],
+    min_size: np.uint32,
+) -> None:
     for edge in edges:
         a = edge & _PIXEL
         b = a + steps[edge >> _SHIFT]
@@ -331,7 +356,7 @@ def _join_small(edges, steps, parent, components, min_size):
 
 
 @numba.njit(nogil=True, cache=True)
-def _number(parent):
+def _number(parent: NDArray[np.uint32]) -> NDArray[np.int32]:
     """The trees' numbers, int32, from 0 in the order of their first pixels."""
     numbers = np.full(parent.size, -1, np.int32)  # of roots that have one
     labels = np.empty(parent.size, np.int32)
