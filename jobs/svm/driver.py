@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,20 +14,20 @@ from numpy.typing import NDArray
 
 from jobs.config.svm import SvmConfig
 from jobs.dataset.index import Index
-from jobs.dataset.objects import order_key
 from jobs.errors import RunFailed, UsageError
 from jobs.execution.session import RaySession, Resources
 from jobs.execution.tasks import as_task, results
 from jobs.features.stored import truth_dataset
-from jobs.features.training_data import TrainingData, TrainingShard, positive_rows
+from jobs.features.training_data import TrainingData, positive_rows
 from jobs.record.invocation import Invocation
 from jobs.record.lineage import stored_features
 from jobs.record.publish import done_already, publish
 from jobs.record.versions import PRODUCER
-from jobs.svm import tasks as mining
+from jobs.svm import tasks
 from jobs.svm.method import svm_method
-from jobs.svm.tasks import Audit, ClassFit, Mined
-from pipeline.detection.mining import NegativeCache, NegativeRules
+from jobs.svm.negatives import Negatives
+from jobs.svm.tasks import Audit, ClassFit
+from pipeline.detection.mining import NegativeRules
 from pipeline.detection.scoring import LinearScorer, mean_norm
 from pipeline.detection.svm import GramSolver, LinearSvcSolver, SvmProblem, SvmSolver
 from pipeline.phases import PhaseClock
@@ -44,8 +43,6 @@ _log = logging.getLogger("spp")
 
 MOST_PASSES = 50
 """Of ``until_stable``: two fits that differ in their last digits could take turns for ever."""
-_START_PER_IMAGE = 32
-"""Negatives of one class that the first sample takes of an image, where there are images enough."""
 
 
 def train_svms(invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
@@ -96,7 +93,6 @@ class _Class:
     number: int
     positives: ray.ObjectRef
     count: int
-    left_out: int = 0
     fit: ClassFit | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -128,47 +124,23 @@ class _Training:
         solver = GramSolver if config.solver == "gram" else LinearSvcSolver
         self._solver: SvmSolver = solver(tolerance=config.tolerance, seed=config.seed)
         self._most = self._solver.most_rows(config.fit_memory_mb * 10**6, self.dim)
-        self._rules = NegativeRules(
-            config.negative_overlap, config.negative_dedupe, config.once_per_cells and cells_tell
-        )
         self._check_memory()
-        self._cache = NegativeCache(len(data.class_names))
-        self._blocks: dict[int, ray.ObjectRef] = {}
         self._classes = [
             _Class(name=name, number=number, positives=ray.put(positives[name]), count=len(positives[name]))
             for number, name in enumerate(data.class_names)
             if name in positives
         ]
+        rules = NegativeRules(config.negative_overlap, config.negative_dedupe, config.once_per_cells and cells_tell)
+        self._negatives = Negatives(data, rules, {one.number: self._most - one.count for one in self._classes})
         self._scale = 1.0
         self._passes = 0
 
     def start(self) -> None:
         """Random negatives, the scale of the features, and the first training."""
         config = self._config
-        images = sorted(
-            (image_id for shard in self._data.shards for image_id in shard.images),
-            key=lambda image_id: order_key(config.seed, image_id),
-        )
-        enough = max(1, -(-config.start_negatives // _START_PER_IMAGE))
-        per_image = -(-config.start_negatives // min(enough, len(images)))
-        task = as_task(mining.start_negatives, returns=2)
-        added: Counter[int] = Counter()
         with self._clock.phase("sample"):
-            for start in range(0, len(images), enough):  # further images only where a class has no negative on these
-                chosen = set(images[start : start + enough])
-                refs = []
-                for shard in self._data.shards:
-                    part = tuple(image_id for image_id in shard.images if image_id in chosen)
-                    if part:
-                        narrowed = TrainingShard(shard.features, shard.truth, part, shard.objects)
-                        refs.append(
-                            task.remote(narrowed, len(self._data.class_names), self._rules, per_image, config.seed)
-                        )
-                added.update(self._take(refs))
-                if all(added[one.number] for one in self._classes):
-                    break
-            norms = [(mean_norm(values), len(values)) for values in self._positives.values()]
-            norms += results("train-svm", [as_task(mining.norm_of).remote(ref) for ref in self._blocks.values()])
+            added = self._negatives.sample(config.start_negatives, config.seed)
+            norms = [(mean_norm(values), len(values)) for values in self._positives.values()] + self._negatives.norms()
         total = sum(count for _, count in norms)
         norm = sum(value * count for value, count in norms) / total
         if not 0 < norm < np.inf:
@@ -181,29 +153,21 @@ class _Training:
         """The passes over the features."""
         config = self._config
         most = MOST_PASSES if config.passes == "until_stable" else config.passes
-        task = as_task(mining.mine, returns=2)
         groups = [self._data.shards[number :: config.rounds] for number in range(config.rounds)]
         for number in range(1, most + 1):
             found = 0
             for round_, group in enumerate(groups, 1):
                 if not group:
                     continue
-                scorer = ray.put(self._scorer())
                 trained = np.isin(np.arange(len(self._data.class_names)), [c.number for c in self._fitted()])
                 with self._clock.phase("mine"):
-                    refs = [
-                        task.remote(
-                            shard,
-                            scorer,
-                            self._rules,
-                            trained,
-                            self._cache.known(shard.images),
-                            config.join_above,
-                            config.max_per_image,
-                        )
-                        for shard in group
-                    ]
-                    added = self._take(refs)
+                    added = self._negatives.mine(
+                        group,
+                        self._scorer(),
+                        trained,
+                        join_above=config.join_above,
+                        max_per_image=config.max_per_image,
+                    )
                 found += sum(added.values())
                 self._train(added, number, round_)
                 if added:
@@ -217,21 +181,8 @@ class _Training:
 
     def audit(self) -> Audit:
         """Score every negative once more."""
-        task, scorer = as_task(mining.audit), ray.put(self._scorer())
-        classes, rules = len(self._data.class_names), self._rules
         with self._clock.phase("audit"):
-            parts: list[Audit] = results(
-                "train-svm",
-                [
-                    task.remote(shard, scorer, rules, classes, self._cache.known(shard.images))
-                    for shard in self._data.shards
-                ],
-            )
-        return Audit(
-            sum((part.negatives for part in parts), np.zeros(classes, np.int64)),
-            sum((part.violators for part in parts), np.zeros(classes, np.int64)),
-            sum((part.hinge for part in parts), np.zeros(classes)),
-        )
+            return self._negatives.audit(self._scorer())
 
     def rows(self, audited: Audit) -> tuple[list[dict[str, Any]], list[LedgerRow]]:
         """The rows of ``svms``, and notes on the classes that have none."""
@@ -247,6 +198,7 @@ class _Training:
             one = trained[name]
             assert one.fit is not None
             fit, violators = one.fit, int(audited.violators[number])
+            left_out = self._negatives.left_out[number]
             last = fit.loss_positive + fit.loss_negative + fit.regulariser
             everything = fit.loss_positive + fit.regulariser + self._config.C * float(audited.hinge[number])
             rows.append(
@@ -256,8 +208,8 @@ class _Training:
                     "bias": fit.bias,
                     "feature_scale": self._scale,
                     "positives": one.count,
-                    "negatives": int(self._cache.count()[number]),
-                    "left_out": one.left_out,
+                    "negatives": self._negatives.count(number),
+                    "left_out": self._negatives.left_out[one.number],
                     "all_negatives": int(audited.negatives[number]),
                     "violators": violators,
                     "objective": last,
@@ -268,64 +220,23 @@ class _Training:
             )
             self._say(
                 f"{name}: {one.count} positives, {int(audited.negatives[number]):,} negatives, "
-                f"{int(self._cache.count()[number]):,} of them cached, {violators:,} others above -1; "
+                f"{self._negatives.count(number):,} of them cached, {violators:,} others above -1; "
                 f"objective {last:.4f}, over all windows {everything:.4f}"
-                + (f"; {one.left_out:,} left out by a cap" if one.left_out else "")
+                + (f"; {left_out:,} left out by a cap" if left_out else "")
             )
         return rows, notes
-
-    def _take(self, refs: Sequence[tuple[ray.ObjectRef, ray.ObjectRef]]) -> dict[int, int]:
-        """Put what tasks found into the caches, in the order of the tasks; how many joined, by class."""
-        found: list[Mined] = results("train-svm", [ref for ref, _ in refs])
-        offers: dict[int, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {c.number: [] for c in self._classes}
-        for mined, (_, vectors) in zip(found, refs, strict=True):
-            if not len(mined.windows):
-                self._count_left_out(mined.left_out)
-                continue
-            rows = np.empty(len(mined.windows), np.int64)
-            new = np.flatnonzero(mined.new)
-            if len(new):
-                block = max(self._blocks, default=-1) + 1
-                self._blocks[block] = vectors
-                rows[new] = self._cache.add(block, [mined.image_ids[i] for i in new], mined.windows[new].tolist())
-            for i in np.flatnonzero(~mined.new):
-                known = self._cache.row(mined.image_ids[i], int(mined.windows[i]))
-                assert known is not None
-                rows[i] = known
-            for one in self._classes:
-                joins = np.flatnonzero(mined.classes[:, one.number])
-                offers[one.number].append((rows[joins], mined.scores[joins, one.number]))
-            self._count_left_out(mined.left_out)
-        added = {}
-        for one in self._classes:
-            if not offers[one.number]:
-                continue
-            rows = np.concatenate([part for part, _ in offers[one.number]])
-            scores = np.concatenate([part for _, part in offers[one.number]])
-            room = max(0, self._most - one.count - int(self._cache.count()[one.number]))
-            if len(rows) > room:
-                one.left_out += len(rows) - room
-                rows = rows[np.sort(np.argsort(-scores, kind="stable")[:room])]
-            if len(rows):
-                self._cache.join(one.number, rows)
-                added[one.number] = len(rows)
-        return added
-
-    def _count_left_out(self, left_out: NDArray[np.int64]) -> None:
-        for one in self._classes:
-            one.left_out += int(left_out[one.number])
 
     def _train(self, added: dict[int, int], pass_: int, round_: int) -> None:
         """Train the classes that got negatives, side by side, and let what has become easy leave their caches."""
         todo = [one for one in self._classes if added.get(one.number)]
-        rows = {one.number: self._cache.rows_of(one.number) for one in todo}
+        rows = {one.number: self._negatives.rows_of(one.number) for one in todo}
         with self._clock.phase("fit"):
             refs = []
             for one in todo:
                 count = one.count + len(rows[one.number])
                 memory = self._solver.bytes_needed(count, self.dim)
-                blocks = [(self._blocks[block], places) for block, places in self._cache.places(rows[one.number])]
-                task = as_task(mining.fit, memory=memory)
+                blocks = self._negatives.vectors_of(rows[one.number])
+                task = as_task(tasks.fit, memory=memory)
                 refs.append(task.remote(self._solver, self._problem, self._scale, one.positives, blocks))
             fits: list[ClassFit] = results("train-svm", refs)
         for one, fit in zip(todo, fits, strict=True):
@@ -338,7 +249,7 @@ class _Training:
                     "positives": one.count,
                     "negatives": len(rows[one.number]),
                     "added": added[one.number],
-                    "left_out": one.left_out,
+                    "left_out": self._negatives.left_out[one.number],
                     "evicted": len(easy),
                     "loss_positive": fit.loss_positive,
                     "loss_negative": fit.loss_negative,
@@ -346,11 +257,10 @@ class _Training:
                     "iterations": fit.iterations,
                 }
             )
-            self._cache.evict(one.number, easy)
+            self._negatives.evict(one.number, easy)
             if not fit.converged:
                 self._say(f"note: {one.name}: the solver stopped after {fit.iterations} iterations, not converged")
-        for block in self._cache.unused(self._blocks):
-            del self._blocks[block]
+        self._negatives.drop_unused()
 
     def _fitted(self) -> list[_Class]:
         return [one for one in self._classes if one.fit is not None]
@@ -364,12 +274,9 @@ class _Training:
         return LinearScorer(weights, biases, self._scale)
 
     def _described(self) -> str:
-        counts = self._cache.count()
         total = sum(f.loss_positive + f.loss_negative + f.regulariser for c in self._fitted() if (f := c.fit))
-        return (
-            f"{len(self._fitted())} classes, {sum(int(counts[c.number]) for c in self._classes):,} cached negatives, "
-            f"sum of objectives {total:.4f}"
-        )
+        cached = sum(self._negatives.count(one.number) for one in self._classes)
+        return f"{len(self._fitted())} classes, {cached:,} cached negatives, sum of objectives {total:.4f}"
 
     def _check_memory(self) -> None:
         """Refuse what could never run, before anything starts."""
