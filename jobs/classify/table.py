@@ -11,8 +11,6 @@ body with random weights. Each kind of weights is a run of its own, ``<run>.clas
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +21,7 @@ from jobs.classify.driver import check_layers, classify
 from jobs.classify.summary import Measured, in_order, measured_layers, shown
 from jobs.config.run_config import RunConfig
 from jobs.console.runs import list_failed
-from jobs.console.tables import markdown_table, print_table
+from jobs.console.tables import csv_text, markdown_table, print_table
 from jobs.errors import UsageError
 from jobs.features.body import load_body
 from jobs.record.invocation import Invocation
@@ -162,16 +160,12 @@ def markdown(table: ClassificationTable) -> str:
 
 def as_csv(table: ClassificationTable) -> str:
     """A line per cell."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["column", "run", "view", "layer", "mean", "deviation", "splits", "held_out"])
-    for column in table.columns:
-        for one in column.cells.values():
-            held_out = "" if one.held_out is None else one.held_out
-            writer.writerow(
-                [column.title, column.run, one.view, one.layer, one.mean, one.deviation, one.splits, held_out]
-            )
-    return out.getvalue()
+    rows = [
+        (column.title, column.run, one.view, one.layer, one.mean, one.deviation, one.splits, one.held_out)
+        for column in table.columns
+        for one in column.cells.values()
+    ]
+    return csv_text(("column", "run", "view", "layer", "mean", "deviation", "splits", "held_out"), rows)
 
 
 def as_json(table: ClassificationTable) -> dict[str, Any]:

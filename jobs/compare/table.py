@@ -11,8 +11,6 @@ all cells on the same resamples of the test images. Seconds are of one worker, p
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.compare.measured_run import check_current, check_same, matched_detections, read_measured
 from jobs.config.run_config import RunConfig
-from jobs.console.tables import markdown_table, print_table
+from jobs.console.tables import csv_text, markdown_table, print_table
 from jobs.dataset.stored import recorded_index
 from jobs.errors import UsageError
 from jobs.features.body import identify_body
@@ -263,16 +261,14 @@ def markdown(table: Table) -> str:
 def as_csv(table: Table) -> str:
     """A line per cell: precisions, interval, seconds of its column, AP of each class."""
     names = sorted({name for cell in table.cells.values() for name in cell.ap_11})
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     seconds = [f"seconds_{phase.lower()}" for phase in PHASES]
-    writer.writerow(["column", "row", "run", "map_11", "low", "high", "map_area", *seconds, *names])
+    rows = []
     for (row, column), cell in table.cells.items():
         low, high = cell.interval or ("", "")
         own = [round(table.seconds[column][phase], 5) for phase in PHASES]
         classes = [cell.ap_11.get(name, "") for name in names]
-        writer.writerow([column, row, cell.run, cell.map_11, low, high, cell.map_area, *own, *classes])
-    return out.getvalue()
+        rows.append([column, row, cell.run, cell.map_11, low, high, cell.map_area, *own, *classes])
+    return csv_text(["column", "row", "run", "map_11", "low", "high", "map_area", *seconds, *names], rows)
 
 
 def as_json(table: Table) -> dict[str, Any]:
