@@ -56,12 +56,6 @@ def _stage_verb(stage: str, summary: str) -> None:
     app.command(stage, help=summary)(verb)
 
 
-for _stage in STAGES:
-    if _stage.name not in ("detect", "evaluate"):  # which have options of their own
-        _stage_verb(_stage.name, _stage.summary)
-
-
-@app.command()
 def detect(
     config: ConfigOption = None,
     root: RootOption = None,
@@ -84,7 +78,6 @@ def detect(
     return code
 
 
-@app.command()
 def evaluate(
     config: ConfigOption = None,
     root: RootOption = None,
@@ -107,6 +100,16 @@ def evaluate(
     print_metrics(measured)
     print_json(as_json, measured)
     return 0
+
+
+_WITH_OPTIONS = {"detect": detect, "evaluate": evaluate}
+"""Stages whose verbs have options of their own."""
+
+for _stage in STAGES:
+    if _stage.name in _WITH_OPTIONS:
+        app.command(_stage.name, help=_stage.summary)(_WITH_OPTIONS[_stage.name])
+    else:
+        _stage_verb(_stage.name, _stage.summary)
 
 
 @app.command()
