@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,7 +102,7 @@ def evaluate(
     return 0
 
 
-_WITH_OPTIONS = {"detect": detect, "evaluate": evaluate}
+_WITH_OPTIONS: dict[str, Callable[..., int]] = {"detect": detect, "evaluate": evaluate}
 """Stages whose verbs have options of their own."""
 
 for _stage in STAGES:
