@@ -39,21 +39,12 @@ def identify_body(config: FeaturesConfig) -> BodyIdentity:
     return recall(body_key(config)) or load_body(config).identity
 
 
-def load_body(config: FeaturesConfig, identity: BodyIdentity | None = None) -> LoadedBody:
-    """Read the weights once, on the driver.
-
-    ``identity``: of the body that methods were named after. UsageError if the weights or the body cannot be had, or are
-    not that one.
-    """
+def load_body(config: FeaturesConfig) -> LoadedBody:
+    """Read the weights once, on the driver. UsageError if the weights or the body cannot be had."""
     key = body_key(config)
     body = _read_body(config)
     if body_key(config) == key:  # else they were written while they were read
         remember(key, body.identity)
-    if identity not in (None, body.identity):
-        raise UsageError(
-            f"features.weights: the weights {config.weights!r} have changed since this command looked at them; run it "
-            f"again"
-        )
     return body
 
 

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from jobs.config.features import FeaturesConfig
 from jobs.dataset.stored import image_files
 from jobs.errors import UsageError
 from jobs.features.body import LoadedBody, load_body
@@ -21,7 +22,7 @@ from jobs.shards.attempt import Trial
 from jobs.shards.crews import ActorCrew, Crew, TaskCrew
 from jobs.shards.loop import Work
 from jobs.shards.make import ShardMaker
-from jobs.shards.survey import Survey
+from jobs.shards.survey import ShardedDataset, Survey
 from storage.commits import CommitName, winners
 from storage.shards import Shard
 
@@ -30,7 +31,10 @@ def makers_of(assignment: Assignment, surveys: Sequence[Survey]) -> list[ShardMa
     """How the missing shards are made: by actors that hold the body, or from stored conv maps by tasks."""
     if all(found.complete for found in surveys):
         return []
-    body = _body(assignment, surveys)
+    config = assignment.context.config.features
+    body = load_body(config)
+    (truth,) = (found.dataset for found in surveys if found.dataset.name == "truth_features")
+    check_unchanged(config, body, truth, assignment.record.datasets["images"].method)
 
     def actors() -> ActorCrew:
         from jobs.features.actor import FeatureActor
@@ -44,19 +48,16 @@ def makers_of(assignment: Assignment, surveys: Sequence[Survey]) -> list[ShardMa
     return [ShardMaker(found, partial(works_of, assignment, body), crews) for found in surveys]
 
 
-def _body(assignment: Assignment, surveys: Sequence[Survey]) -> LoadedBody:
-    """The body. UsageError if its weights are not those that the methods were named after a moment ago."""
-    config = assignment.context.config.features
-    body = load_body(config)
-    images = assignment.record.datasets["images"].method
-    for dataset in (found.dataset for found in surveys if found.dataset.name == "truth_features"):
-        named = truth_method(config, body.digest, images), body.classifier
-        if named != (dataset.method, dataset.classifier):
-            raise UsageError(
-                f"features.weights: the weights {config.weights!r} have changed since this command looked at them; "
-                f"run it again"
-            )
-    return body
+def check_unchanged(config: FeaturesConfig, body: LoadedBody, truth: ShardedDataset, images: str) -> None:
+    """UsageError unless ``body`` is what ``truth`` (``truth_features``, of the method ``images``) was named after.
+
+    Methods are named by what is known of the weights' file (``jobs.features.known_bodies``), without reading it.
+    """
+    if (truth_method(config, body.digest, images), body.classifier) != (truth.method, truth.classifier):
+        raise UsageError(
+            f"features.weights: the weights {config.weights!r} have changed since this command looked at them; run it "
+            f"again"
+        )
 
 
 def works_of(assignment: Assignment, body: LoadedBody, found: Survey) -> Iterator[Work]:

@@ -3,7 +3,7 @@
 A small file per body in the user's cache folder (``$XDG_CACHE_HOME/spp``, else ``~/.cache/spp``), which may be deleted
 at any time. It is found by all that the answer hangs on: the body, the file of its weights by path, size, times and
 inode, and the code and the libraries that read it. A file younger than two seconds is not known: within the clock's
-granularity it could change unseen. Who loads the weights compares (``jobs.features.body.load_body``), so nothing is
+granularity it could change unseen. Who makes features compares (``jobs.features.driver``), so nothing is
 ever written under a name that is not theirs.
 """
 

@@ -12,7 +12,10 @@ from jobs.config.features import FeaturesConfig
 from jobs.errors import UsageError
 from jobs.features import known_bodies
 from jobs.features.body import identify_body, load_body
+from jobs.features.driver import check_unchanged
 from jobs.features.known_bodies import BodyIdentity, body_key, recall, remember
+from jobs.features.method import truth_method
+from jobs.shards.survey import ShardedDataset
 from pipeline.bodies import BODIES, load_state
 from pipeline.published_weights import checkpoint_folder, published_file
 from tests import REPOSITORY
@@ -86,10 +89,19 @@ def test_who_knows_a_body_reads_no_weights(config, cache, an_hour_later):
 
 def test_what_is_known_is_compared_when_the_weights_are_read(config, cache, an_hour_later):
     remember(body_key(config), MADE_UP)
+    known = identify_body(config)
+
+    def named(identity: BodyIdentity) -> ShardedDataset:
+        method = truth_method(config, identity.digest, "0123456789ab")
+        return ShardedDataset(
+            stage="extract", name="truth_features", method=method, cut=list, classifier=identity.classifier
+        )
+
+    body = load_body(config)
     with pytest.raises(UsageError, match="have changed since this command looked at them; run it again"):
-        load_body(config, identify_body(config))
-    body = load_body(config, identify_body(config))  # mended
-    assert body.identity == identify_body(config) != MADE_UP
+        check_unchanged(config, body, named(known), "0123456789ab")
+    assert body.identity == identify_body(config) != MADE_UP  # mended
+    check_unchanged(config, body, named(identify_body(config)), "0123456789ab")
 
 
 @pytest.mark.parametrize("change", [rewritten, replaced])
