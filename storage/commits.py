@@ -17,8 +17,10 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from storage.damage import DamagedFileError, read_files
+from storage.records import dump_record, read_record
 from storage.root import Root
-from storage.schemas import SCHEMA_VERSION, read_record
+from storage.schemas import SCHEMA_VERSION
 
 _NAME = re.compile(r"(?P<shard>[0-9a-f]+)\.r(?P<revision>\d+)\.(?P<attempt>[0-9a-z-]+)\.json")
 
@@ -117,6 +119,11 @@ def commit_key(dataset: str, method: str, name: CommitName) -> str:
     return f"{dataset}/{method}/commit/{name.stem}.json"
 
 
+def is_commit_name(name: CommitName) -> bool:
+    """Whether a commit's file can have this name, which so leads out of no folder."""
+    return _NAME.fullmatch(f"{name.stem}.json") is not None
+
+
 def winners(root: Root, dataset: str, method: str) -> dict[str, CommitName]:
     """The winning commit of every committed shard of a method, from one listing."""
     best: dict[str, CommitName] = {}
@@ -132,12 +139,18 @@ def winners(root: Root, dataset: str, method: str) -> dict[str, CommitName]:
 
 
 def read_commits(root: Root, dataset: str, method: str, names: Iterable[CommitName]) -> list[Commit]:
-    """The records behind ``names``, in their order."""
+    """The records behind ``names``, in their order. DamagedFileError: one is missing, broken, or another's."""
+    names = list(names)
     keys = [commit_key(dataset, method, name) for name in names]
-    return [read_record(Commit, data, key) for key, data in zip(keys, root.read_many(keys), strict=True)]
+    commits = []
+    for name, key, data in zip(names, keys, read_files(root, keys), strict=True):
+        commit = read_record(Commit, data, key)
+        if (commit.dataset, commit.method, commit.name) != (dataset, method, name):
+            raise DamagedFileError(key, f"it is the commit of {commit.dataset}/{commit.method}/{commit.name.stem}")
+        commits.append(commit)
+    return commits
 
 
 def write_commit(root: Root, commit: Commit) -> None:
     """Publish a commit record; from then on the shard exists."""
-    key = commit_key(commit.dataset, commit.method, commit.name)
-    root.write(key, commit.model_dump_json(indent=1).encode())
+    root.write(commit_key(commit.dataset, commit.method, commit.name), dump_record(commit))

@@ -157,9 +157,9 @@ def _needs(root: Root, records: Sequence[RunRecord], notes: list[str]) -> dict[t
                 continue
             try:
                 manifest = read_manifest(root, dataset, entry.method, entry.manifest)
-            except (FileNotFoundError, StorageError) as error:
+            except StorageError as error:
                 needed.whole = True
-                notes.append(f"run {record.name!r}: {key}: {error}; all of that method is kept")
+                notes.append(f"run {record.name!r}: {error}; all of that method is kept")
                 continue
             needed.manifests.add(key)
             needed.stems.update(name.stem for name in manifest.names)

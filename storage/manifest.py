@@ -9,19 +9,20 @@ import bisect
 import io
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.commits import Commit, CommitName, LedgerRow, commit_key, read_commits
-from storage.identity import METHOD_LENGTH, digest
-from storage.root import Root, StorageError
+from storage.commits import Commit, CommitName, LedgerRow, commit_key, is_commit_name, read_commits
+from storage.damage import DamagedFileError, reading
+from storage.identity import METHOD_LENGTH, digest, sha256
+from storage.root import Root
 from storage.runs import RunRecord, dataset_record
 from storage.schemas import SCHEMA_VERSION, VERSION_KEY, check_version
 from storage.segments import read_segments
-from storage.tables import table_of
+from storage.tables import is_as_sealed, sealed, table_of, without_seal
 
 _SCHEMA = pa.schema(
     [
@@ -63,13 +64,15 @@ class Manifest:
     """The committed files of one dataset and method, in the order of their images.
 
     ``table`` has one row per shard: its commit's name, data key (relative to the method's folder), rows, bytes,
-    SHA-256, number of images, first and last image id, and, as JSON, its ledger and its seconds by phase.
+    SHA-256, number of images, first and last image id, and, as JSON, its ledger and its seconds by phase. ``sha256`` is
+    of its own file; none if it is in memory only.
     """
 
     dataset: str
     method: str
     digest: str
     table: pa.Table
+    sha256: str = ""
 
     @property
     def rows(self) -> int:
@@ -138,6 +141,7 @@ def fold(root: Root, dataset: str, method: str, names: Sequence[CommitName]) -> 
     """The manifest of the commits ``names``, read from its file or made and published.
 
     One that names a commit which is there no more is made anew: that of a damaged shard was removed to have it redone.
+    DamagedFileError if its file, or a commit, is damaged.
     """
     ident = manifest_digest(names)
     key = manifest_key(dataset, method, ident)
@@ -147,9 +151,10 @@ def fold(root: Root, dataset: str, method: str, names: Sequence[CommitName]) -> 
             return manifest
     manifest = in_memory(root, dataset, method, names)
     buffer = io.BytesIO()
-    pq.write_table(manifest.table, buffer, compression="zstd")
-    root.write(key, buffer.getvalue())
-    return manifest
+    pq.write_table(sealed(manifest.table, dataset, method), buffer, compression="zstd", write_page_checksum=True)
+    data = buffer.getvalue()
+    root.write(key, data)
+    return replace(manifest, sha256=sha256(data))
 
 
 def in_memory(root: Root, dataset: str, method: str, names: Sequence[CommitName]) -> Manifest:
@@ -174,15 +179,36 @@ def recorded_manifest(root: Root, record: RunRecord, dataset: str) -> Manifest:
 
 
 def read_manifest(root: Root, dataset: str, method: str, ident: str) -> Manifest:
-    """A published manifest."""
+    """A published manifest.
+
+    Raises StorageError if its version is newer, DamagedFileError if it is missing, is no manifest, is that of another
+    dataset, or is not as it was sealed. (Version 0.1.0 sealed none; ``storage.check`` compares those with the commits.)
+    """
     key = manifest_key(dataset, method, ident)
-    data = root.read(key)
-    try:
+    with reading(key):
+        data = root.read(key)
         table = table_of(data)
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"{key} is damaged: {error}; remove it, and the next `spp run` makes it anew") from error
-    check_version((table.schema.metadata or {}).get(VERSION_KEY.encode(), b"?").decode(), key)
-    return Manifest(dataset, method, ident, table)
+    version = (table.schema.metadata or {}).get(VERSION_KEY.encode())
+    if version is None or not without_seal(table).schema.equals(_SCHEMA.with_metadata({VERSION_KEY: version}), True):
+        raise DamagedFileError(key, "it is no manifest")
+    check_version(version.decode("ascii", "replace"), key)
+    if is_as_sealed(table, dataset, method) is False:
+        raise DamagedFileError(key, "its rows are not those that its digest is of")
+    found = Manifest(dataset, method, ident, without_seal(table), sha256(data))
+    _check(found, key)
+    return found
+
+
+def _check(manifest: Manifest, key: str) -> None:
+    """DamagedFileError unless a manifest's rows have the form that they are given, and those commits its digest."""
+    if any(column.null_count for column in manifest.table.columns):
+        raise DamagedFileError(key, "a value is missing in it")
+    names = manifest.names
+    for name, data in zip(names, manifest.table["data"].to_pylist(), strict=True):
+        if not is_commit_name(name) or data != f"data/{name.stem}.parquet":
+            raise DamagedFileError(key, f"its shard {name.stem!r} is said to lie in {data!r}")
+    if manifest_digest(names) != manifest.digest:
+        raise DamagedFileError(key, "it is that of other shards")
 
 
 def manifest_key(dataset: str, method: str, ident: str) -> str:

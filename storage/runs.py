@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from storage.damage import DamagedFileError, reading
+from storage.records import dump_record, read_record
 from storage.root import Root, StorageError, store_errors
-from storage.schemas import DATASETS, SCHEMA_VERSION, read_record
+from storage.schemas import DATASETS, SCHEMA_VERSION
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -26,6 +28,7 @@ class MissingDatasetError(StorageError):
 class DatasetRecord(BaseModel):
     """One dataset of a run. Without ``manifest`` it is not complete.
 
+    ``manifest_sha256`` is that of the manifest's file; version 0.1.0 did not write it down.
     ``bytes_per_image`` is what its shards were cut by; with the images dataset it tells which shards there should be.
     ``partial``: it leaves out images on purpose (``detect.source: stream``). ``quality``, of proposals: ``splits`` to
     recall and MABO, measured with the manifest ``objects``; of metrics: the mean APs and a row per class;
@@ -37,6 +40,7 @@ class DatasetRecord(BaseModel):
     stage: str
     method: str
     manifest: str | None = None
+    manifest_sha256: str = ""
     shards: int = 0
     bytes_per_image: int = 0
     rows: int = 0
@@ -104,8 +108,18 @@ def read_run(root: Root, name: str | None = None) -> RunRecord:
             raise StorageError(f"root {root.url!r}: {found}")
         name = known[0]
     check_known(root, name, known)
-    key = f"runs/{name}.json"
-    return read_record(RunRecord, root.read(key), key)
+    key = record_key(name)
+    with reading(key):
+        data = root.read(key)
+    record = read_record(RunRecord, data, key)
+    if record.name != name:
+        raise DamagedFileError(key, f"it is the record of run {record.name!r}")
+    return record
+
+
+def record_key(name: str) -> str:
+    """Key of a run's record."""
+    return f"runs/{name}.json"
 
 
 def check_known(root: Root, name: str, known: Sequence[str] | None = None) -> None:
@@ -120,7 +134,7 @@ def check_known(root: Root, name: str, known: Sequence[str] | None = None) -> No
 def write_run(root: Root, record: RunRecord) -> None:
     """Publish a run's record in place of its last one."""
     check_run_name(record.name)
-    root.write(f"runs/{record.name}.json", record.model_dump_json(indent=1).encode())
+    root.write(record_key(record.name), dump_record(record))
 
 
 def hold(root: Root, record: RunRecord, held: Sequence[str]) -> None:
@@ -141,7 +155,7 @@ def forget_run(root: Root, name: str) -> None:
     StorageError if there is none.
     """
     check_known(root, name)
-    root.delete_if_there(f"runs/{name}.json")
+    root.delete_if_there(record_key(name))
 
 
 def dataset_record(record: RunRecord, dataset: str) -> DatasetRecord:

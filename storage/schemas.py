@@ -6,19 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
 
 import pyarrow as pa
-import pydantic_core
-from pydantic import BaseModel, ValidationError
 
 from storage.columns import BOX, WINDOW, vector_type
 from storage.root import StorageError
 
-_Record = TypeVar("_Record", bound=BaseModel)
-
 SCHEMA_VERSION = 1
 VERSION_KEY = "spp.schema_version"
+DATASET_KEY = "spp.dataset"
+METHOD_KEY = "spp.method"
+SHARD_KEY = "spp.shard"
+"""Metadata of every data file: which one it is."""
 
 VECTOR_COLUMN = "feature"
 MAP_COLUMN = "map"
@@ -269,36 +268,15 @@ def schema(dataset: str, dim: int | None = None, metadata: Mapping[str, str] | N
         columns[WEIGHT_COLUMN] = _list(pa.float32(), _WEIGHTS[dataset] * dim)
     elif dim is not None:
         columns[VECTOR_COLUMN] = vector_type(dim)
-    labels = {VERSION_KEY: str(SCHEMA_VERSION), "spp.dataset": dataset}
+    labels = {VERSION_KEY: str(SCHEMA_VERSION), DATASET_KEY: dataset}
     labels.update({f"spp.{key}": value for key, value in (metadata or {}).items()})
     fields = [pa.field(n, t, nullable=(dataset, n) in _NULLABLE) for n, t in columns.items()]
     return pa.schema(fields, metadata=labels)
 
 
-def read_record(model: type[_Record], data: bytes, where: str) -> _Record:
-    """A JSON record. Its version is looked at first: a newer one may have other fields.
-
-    Raises StorageError: the version is newer, or this is no such record.
-    """
-    try:
-        fields = pydantic_core.from_json(data)
-        check_version(fields["schema_version"], where)
-        return model.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (LookupError, TypeError):
-        reason = "no schema_version"
-    except StorageError:
-        raise
-    except ValueError as error:
-        reason = str(error)
-    raise StorageError(f"{where} is damaged: {reason}")
-
-
 def check_version(version: object, where: str) -> None:
-    """Raises StorageError if ``version`` (of a file or record at ``where``) is newer than this software reads."""
-    if not str(version).isdigit() or int(str(version)) > SCHEMA_VERSION:
+    """Raises StorageError unless this software reads ``version`` (of a file or record at ``where``)."""
+    if not (str(version).isdecimal() and str(version).isascii() and 1 <= int(str(version)) <= SCHEMA_VERSION):
         raise StorageError(
             f"{where} has schema version {version}, this software reads up to {SCHEMA_VERSION}; update spp-pipeline"
         )

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.columns import no_rows
-from storage.root import Root, store_errors
-from storage.tables import table_of
+from storage.damage import DamagedFileError, reading
+from storage.root import Root
+from storage.tables import is_as_sealed, sealed, table_of, without_seal
 
 SIZE = 1000
 """Commits of one segment."""
@@ -26,22 +27,26 @@ SIZE = 1000
 def write_segment(root: Root, dataset: str, method: str, table: pa.Table) -> None:
     """Publish rows of a manifest."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(sealed(table, dataset, method), buffer, compression="zstd", write_page_checksum=True)
     root.write(f"{_folder(dataset, method)}/{uuid.uuid4().hex}.parquet", buffer.getvalue())
 
 
 def read_segments(root: Root, dataset: str, method: str, schema: pa.Schema, stems: Sequence[str]) -> pa.Table:
-    """The rows of those commits, named by ``stems``, that stand in a segment, each once."""
+    """The rows of those commits, named by ``stems``, that stand in a segment, each once.
+
+    A segment that is damaged, or was not sealed, is passed over: the commits are there.
+    """
     wanted = pa.array(sorted(stems), pa.string())
     parts = [no_rows(schema)]
     keys = [f"{_folder(dataset, method)}/{name}" for name in root.names(_folder(dataset, method))]
     for key in keys:
         try:
-            table = table_of(root.read(key))
-        except store_errors(pa.ArrowException):  # deleted just now, or damaged: the commits are there
+            with reading(key):
+                table = table_of(root.read(key))
+        except DamagedFileError:  # or deleted just now
             continue
-        if table.schema.equals(schema, check_metadata=True):
-            parts.append(table.filter(pc.is_in(_stems(table), value_set=wanted)))
+        if is_as_sealed(table, dataset, method) and without_seal(table).schema.equals(schema, check_metadata=True):
+            parts.append(without_seal(table).filter(pc.is_in(_stems(table), value_set=wanted)))
     found = pa.concat_tables(parts)
     if len(parts) <= 2:
         return found

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage.commits import Commit, CommitName, commit_key, data_key, winners
+from storage.damage import DamagedFileError
 from storage.root import Root, StorageError
 from storage.scan import file_metadata, scan_file
 from storage.schemas import WEIGHT_COLUMN, schema
@@ -85,7 +86,7 @@ def last_checkpoint(
         key = data_key("checkpoints", method, name)
         try:
             return *found, read_tensors(root, key), json.loads(file_metadata(root, key)["progress"])
-        except (FileNotFoundError, pa.ArrowInvalid):  # dropped by another driver, or damaged
+        except DamagedFileError:  # dropped by another driver, or damaged
             continue
     if place is not None:
         raise StorageError(f"the checkpoint of phase {place[0]}, iteration {place[1]} of {method} is gone")

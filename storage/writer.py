@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from storage.commits import Commit, CommitName, LedgerRow, Upstream, commit_key, data_key, new_attempt, write_commit
 from storage.root import Root
-from storage.schemas import BULK_COLUMNS
+from storage.schemas import BULK_COLUMNS, METHOD_KEY, SHARD_KEY
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -55,7 +55,8 @@ class ShardWriter:
         self.name = CommitName(shard, revision, attempt or new_attempt())
         self.images: dict[str, int] = {}
         self.bytes = 0
-        self._schema = schema
+        identity = {METHOD_KEY: method, SHARD_KEY: shard}
+        self._schema = schema.with_metadata({**(schema.metadata or {}), **identity})
         self._stack = ExitStack()
         self._groups = 0
 
@@ -72,6 +73,7 @@ class ShardWriter:
             use_dictionary=[name for name in _DICTIONARY if name in plain],
             write_statistics=[leaf for name in plain for leaf in _leaves(self._schema.field(name))],
             store_schema=True,
+            write_page_checksum=True,
         )
         return self
 

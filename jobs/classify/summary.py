@@ -13,6 +13,7 @@ import pyarrow as pa
 from jobs.classify.task import HELD_OUT, TEST
 from jobs.config.run_config import RunConfig
 from jobs.console.tables import print_table
+from jobs.record.recording import recorded_config
 from pipeline.features.whole_image import whole_layers
 from storage.root import Root
 from storage.runs import RunRecord, dataset_record
@@ -73,7 +74,7 @@ def measured_layers(record: RunRecord) -> list[Measured]:
 def print_classification(record: RunRecord) -> None:
     """A row per layer and a column per view."""
     measured = measured_layers(record)
-    config = RunConfig.model_validate(record.config)
+    config = recorded_config(record)
     views = [view for view in config.classify.views if any(one.view == view for one in measured)]
     layers = {one.layer for one in measured}
     cells = {(one.layer, one.view): one for one in measured}

@@ -50,10 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(_INTERRUPTED, 1)
     except RunFailed as error:
         return _complain(str(error), 1)
+    except _damages() as error:
+        return _complain(f"{error}; `spp repair` shows what it would drop, and the next run makes it anew", 1)
     except _mistakes() as error:
         return _complain(f"{error}{_hint(error)}", 2)
     except _outages() as error:
         return _complain(f"{type(error).__name__}: {error}; mend that and run the same command again", 1)
+
+
+def _damages() -> tuple[type[Exception], ...]:
+    """What is wrong with a root's files."""
+    from storage.damage import DamagedFileError
+
+    return (DamagedFileError,)
 
 
 def _mistakes() -> tuple[type[Exception], ...]:

@@ -24,12 +24,29 @@ def verify(
     place, record = recorded_run_of(config, root, run_name, set_)
     problems: dict[str, list[str]] = {}
     for dataset in record.datasets:
-        problems[dataset] = list(check_dataset(place, record, dataset))
+        problems[dataset] = [problem.text for problem in check_dataset(place, record, dataset)]
         print(f"{dataset}: " + ("good" if not problems[dataset] else f"{len(problems[dataset])} problems"))
         for line in problems[dataset]:
             print(f"  {line}")
+    if any(problems.values()):
+        print("`spp repair` shows what would be dropped of it, so that the next run makes it anew")
     print_json(as_json, {"run": record.name, "root": place.url, "problems": problems})
     return 1 if any(problems.values()) else 0
+
+
+@app.command()
+def repair(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Drop it; without it, only show.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Drop what is damaged, of one run or of all, so that the next run makes it anew: shows first, acts with --yes."""
+    from jobs.run.cleanup import repair as mend
+
+    return mend(place_of(config, root, set_), run_name, yes, as_json)
 
 
 @app.command()

@@ -38,7 +38,7 @@ from jobs.record.combination import COMBINE, combined_runs, detections_identity
 from jobs.record.invocation import Invocation
 from jobs.record.lineage import reduce_method
 from jobs.record.publish import done_already, publish
-from jobs.record.recording import failed_images, recorded_run
+from jobs.record.recording import failed_images, recorded_config, recorded_run
 from jobs.record.versions import PRODUCER
 from pipeline.phases import PhaseClock
 from storage.columns import box_column, boxes_of
@@ -101,7 +101,7 @@ def compare(root: Root, record: RunRecord) -> dict[str, Any]:
 
     names = combined_runs(record)
     assert names is not None
-    config = RunConfig.model_validate(record.config)
+    config = recorded_config(record)
     index = recorded_index(root, record)
     image_ids = index.images_in(config.dataset.test_splits)
     runs = [*names, record.name]

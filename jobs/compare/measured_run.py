@@ -17,6 +17,7 @@ from jobs.detect.stage import DETECT
 from jobs.errors import UsageError
 from jobs.evaluate.driver import ground_truth, stored_detections
 from jobs.record.combination import combined_runs, is_behind
+from jobs.record.recording import recorded_config
 from jobs.record.stage import Context
 from jobs.run.stages import method_today
 from storage.columns import boxes_of
@@ -51,7 +52,7 @@ def read_measured(root: Root, name: str) -> MeasuredRun:
     """A run, with complete detections."""
     record = read_run(root, name)
     entry = dataset_record(record, "detections")
-    return MeasuredRun(record, RunConfig.model_validate(record.config), recorded_index(root, record), entry)
+    return MeasuredRun(record, recorded_config(record), recorded_index(root, record), entry)
 
 
 def check_current(root: Root, part: MeasuredRun) -> None:

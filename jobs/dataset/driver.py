@@ -21,6 +21,7 @@ from jobs.record.invocation import Invocation
 from jobs.record.publish import entry_of
 from storage.manifest import fold
 from storage.runs import RunRecord, hold, write_run
+from storage.scan import read_whole
 
 _log = logging.getLogger("spp")
 
@@ -56,6 +57,8 @@ def make_index(invocation: Invocation, record: RunRecord) -> Index:
     for dataset in TABLES:
         keys = [tile_shards(tile)[dataset] for tile in rows]
         manifest = fold(root, dataset, method, [done[dataset][key] for key in dict.fromkeys(keys)])
+        for _ in read_whole(root, manifest, ["image_id"]):
+            pass  # its files are small, and others read them: a damaged one is told here, not by one of them
         record.datasets[dataset] = entry_of("index", manifest)
     write_run(root, record)
     return index

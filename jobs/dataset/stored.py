@@ -13,19 +13,19 @@ from storage.columns import no_rows
 from storage.manifest import read_manifest
 from storage.root import Root
 from storage.runs import RunRecord
-from storage.scan import scan_manifest
+from storage.scan import read_whole
 from storage.schemas import schema
 
 
 def recorded_index(root: Root, record: RunRecord) -> Index:
-    """The index of a run. UsageError if it has none yet."""
+    """The index of a run. UsageError if it has none yet, DamagedFileError if a file of it is not as it was written."""
     tables = {}
     for name in TABLES:
         entry = record.datasets.get(name)
         if entry is None or entry.manifest is None:
             raise UsageError(f"run {record.name!r} has no index yet; run `spp index` first")
         manifest = read_manifest(root, name, entry.method, entry.manifest)
-        tables[name] = _sorted(scan_manifest(root, manifest), schema(name))
+        tables[name] = _sorted(read_whole(root, manifest), schema(name))
         if name == "images":
             ledger = tuple(manifest.ledger)
     return Index(tables["images"], tables["objects"], ledger)

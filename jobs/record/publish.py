@@ -67,6 +67,7 @@ def entry_of(stage: str, manifest: Manifest, bytes_per_image: int = 0, partial: 
         stage=stage,
         method=manifest.method,
         manifest=manifest.digest,
+        manifest_sha256=manifest.sha256,
         shards=len(manifest.table),
         bytes_per_image=bytes_per_image,
         rows=manifest.rows,

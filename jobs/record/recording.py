@@ -8,12 +8,16 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 
+from pydantic import ValidationError
+
+from jobs.config.run_config import RunConfig
 from jobs.errors import RunFailed, UsageError
 from jobs.record.invocation import Invocation
 from jobs.record.versions import versions
+from storage.damage import DamagedFileError
 from storage.manifest import read_manifest
 from storage.root import Root, StorageError, store_errors
-from storage.runs import RunRecord, check_run_name, read_run, run_names, write_run
+from storage.runs import RunRecord, check_run_name, read_run, record_key, run_names, write_run
 
 _log = logging.getLogger("spp")
 
@@ -58,11 +62,11 @@ def _ending(root: Root, record: RunRecord) -> Iterator[None]:
         allowed = record.config["execution"]["max_failed_ok"]
         record.exit_code = 3 if failed > allowed else 0
         record.status = "done"
+    except (RunFailed, DamagedFileError) as error:
+        record.exit_code, record.status, record.error = 1, "failed", str(error)
+        raise
     except (UsageError, StorageError) as error:
         record.exit_code, record.status, record.error = 2, "failed", str(error)
-        raise
-    except RunFailed as error:
-        record.exit_code, record.status, record.error = 1, "failed", str(error)
         raise
     except KeyboardInterrupt:
         record.exit_code, record.status, record.error = 1, "failed", "interrupted"
@@ -77,6 +81,18 @@ def _ending(root: Root, record: RunRecord) -> Iterator[None]:
             write_run(root, record)
         except store_errors() as error:
             _log.warning("the run's record could not be written: %s", error)
+
+
+def recorded_config(record: RunRecord) -> RunConfig:
+    """The config that a run was made with. UsageError if this version knows no such config."""
+    try:
+        return RunConfig.model_validate(record.config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"{record_key(record.name)}: this version does not know its config: {'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}; give the run's command again, which writes it anew"
+        ) from error
 
 
 def failed_images(root: Root, record: RunRecord) -> dict[str, str]:

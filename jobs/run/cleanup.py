@@ -1,7 +1,9 @@
-"""gc and forget: what a root holds that no run needs.
+"""gc, forget and repair: what a root holds that no run needs, or that is damaged.
 
 spp gc --root /data/spp            # shows
 spp gc --root /data/spp --yes      # deletes
+spp repair --root /data/spp        # shows
+spp repair --root /data/spp --yes  # deletes
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from dataclasses import dataclass
 from jobs.console.tables import in_bytes, print_json, print_table
 from jobs.record.combination import combined_runs
 from storage.garbage import Holding, collect, plan_collection
+from storage.repair import plan_repair
+from storage.repair import repair as drop
 from storage.root import Root, StorageError
 from storage.runs import check_known, forget_run, read_run, run_names
 
@@ -67,9 +71,13 @@ def forget(root: Root, name: str, as_json: bool) -> int:
     except StorageError as error:
         running = False
         print(f"note: its record could not be read: {error}")
-    combinations = [
-        other for other in run_names(root) if other != name and name in (combined_runs(read_run(root, other)) or ())
-    ]
+    combinations = []
+    for other in run_names(root):
+        try:
+            if other != name and name in (combined_runs(read_run(root, other)) or ()):
+                combinations.append(other)
+        except StorageError as error:
+            print(f"note: whether run {other!r} combines it is not known: {error}")
     forget_run(root, name)
     print(f"run {name} is forgotten; `spp gc` shows what no run needs any more")
     if running:
@@ -77,6 +85,28 @@ def forget(root: Root, name: str, as_json: bool) -> int:
     for other in combinations:
         print(f"note: run {other!r} combines it; its results stay, but it cannot be made again")
     print_json(as_json, {"root": root.url, "forgotten": name, "combinations": combinations})
+    return 0
+
+
+def repair(root: Root, run: str | None, yes: bool, as_json: bool) -> int:
+    """Show, and with ``yes`` drop, what is damaged of a run, or of all."""
+    if run is not None:
+        check_known(root, run)
+    found = plan_repair(root, run)
+    for problem in found.problems:
+        print(problem.text)
+    for name, datasets in found.incomplete.items():
+        print(f"run {name}: {', '.join(datasets)} will not be complete, until its command is given again")
+    if not found.drops:
+        print("nothing is damaged")
+    elif yes:
+        drop(root, found)
+        print(f"dropped {len(found.drops)} files; the next `spp run` of each run makes anew what is missing")
+    else:
+        print(f"{len(found.drops)} files to drop: --yes drops them, and the next `spp run` makes them anew")
+    problems = [{"text": problem.text, "drops": list(problem.drops)} for problem in found.problems]
+    values = {"problems": problems, "drops": found.drops, "incomplete": found.incomplete}
+    print_json(as_json, {"root": root.url, "dropped": yes, **values})
     return 0
 
 

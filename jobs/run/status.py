@@ -9,10 +9,10 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jobs.config.run_config import RunConfig
 from jobs.dataset.stored import recorded_index
 from jobs.errors import UsageError
 from jobs.record.combination import COMBINE, combined_runs, is_behind
+from jobs.record.recording import recorded_config
 from jobs.record.stage import FEATURE_STORES, WHOLE_IMAGE_STAGES, Context, Stage
 from jobs.run.stages import STAGES, recorded_datasets
 from jobs.shards.survey import Survey, survey_after
@@ -46,7 +46,7 @@ def status(root: Root, record: RunRecord) -> list[DatasetStatus]:
         surveys[dataset.name] = survey_after(root, dataset, surveys)
     others = [name for name, entry in record.datasets.items() if entry.stage in WHOLE_IMAGE_STAGES]
     apart = combined_runs(record) is not None or bool(others)
-    config = RunConfig.model_validate(record.config)
+    config = recorded_config(record)
     for stage in STAGES:
         there = [name for name in stage.datasets if name in record.datasets]
         if apart and not there:
@@ -72,7 +72,7 @@ def _context(root: Root, record: RunRecord) -> Context | None:
     """What today's names hang on; None before there is an index."""
     if not all(record.complete(name) for name in STAGES[0].datasets):
         return None
-    config = RunConfig.model_validate(record.config)
+    config = recorded_config(record)
     return Context(config, root, recorded_index(root, record), record)
 
 

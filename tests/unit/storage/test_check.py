@@ -19,7 +19,7 @@ def stored(place):
 
 def problems(root, dataset: str = "features", record=None) -> list[str]:
     record = record or publish_run(root)
-    return list(check_dataset(root, record, dataset))
+    return [problem.text for problem in check_dataset(root, record, dataset)]
 
 
 def data_of(root, shard: str) -> str:
@@ -43,6 +43,7 @@ def replace(root, shard: str, table: pa.Table, groups: list[int]) -> None:
     commit = commit_of(root, shard)
     root.write(f"features/{METHOD}/{commit.data}", data)
     write_commit(root, commit.model_copy(update={"bytes": len(data), "sha256": sha256(data)}))
+    root.delete_folder(f"features/{METHOD}/manifest")
 
 
 def test_a_good_dataset_has_no_problems(stored):

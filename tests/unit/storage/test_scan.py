@@ -154,10 +154,10 @@ def test_a_dataset_of_nothing_is_empty(place):
 
 
 def test_a_file_says_what_it_is(place):
-    layout = schema("features", DIM, {"method": METHOD, "levels": "6,3,2,1"})
+    layout = schema("features", DIM, {"method": METHOD, "shard": "aa", "levels": "6,3,2,1"})
     commit = commit_features(place, "aa", {"a": 1}, layout=layout)
     said = file_metadata(place, f"features/{METHOD}/{commit.data}")
-    assert said == {"schema_version": "1", "dataset": "features", "method": METHOD, "levels": "6,3,2,1"}
+    assert said == {"schema_version": "1", "dataset": "features", "method": METHOD, "shard": "aa", "levels": "6,3,2,1"}
 
 
 def test_a_newer_file_is_refused_by_name(place):

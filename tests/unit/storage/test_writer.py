@@ -221,6 +221,7 @@ def test_the_file_says_what_it_is(vector_file):
         b"spp.schema_version": b"1",
         b"spp.dataset": b"features",
         b"spp.method": METHOD.encode(),
+        b"spp.shard": b"aa",
         b"spp.body": b"alexnet",
         b"spp.order": b"bins, channels last",
     }
