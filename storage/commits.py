@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage.root import Root
+from storage.root import Root, StorageError
 from storage.schemas import SCHEMA_VERSION, read_record
 
 _NAME = re.compile(r"(?P<shard>[0-9a-f]+)\.r(?P<revision>\d+)\.(?P<attempt>[0-9a-z-]+)\.json")
@@ -34,6 +34,11 @@ class CommitName(NamedTuple):
     def stem(self) -> str:
         """Common part of the names of its commit and data files."""
         return f"{self.shard}.r{self.revision}.{self.attempt}"
+
+    @property
+    def data(self) -> str:
+        """Key of its data file, relative to the method's folder."""
+        return f"data/{self.stem}.parquet"
 
 
 class LedgerRow(BaseModel):
@@ -109,7 +114,7 @@ def new_attempt() -> str:
 
 def data_key(dataset: str, method: str, name: CommitName) -> str:
     """Key of a data file."""
-    return f"{dataset}/{method}/data/{name.stem}.parquet"
+    return f"{dataset}/{method}/{name.data}"
 
 
 def commit_key(dataset: str, method: str, name: CommitName) -> str:
@@ -132,9 +137,16 @@ def winners(root: Root, dataset: str, method: str) -> dict[str, CommitName]:
 
 
 def read_commits(root: Root, dataset: str, method: str, names: Iterable[CommitName]) -> list[Commit]:
-    """The records behind ``names``, in their order."""
+    """The records behind ``names``, in their order. StorageError for one that is damaged, or of another shard."""
+    names = list(names)
     keys = [commit_key(dataset, method, name) for name in names]
-    return [read_record(Commit, data, key) for key, data in zip(keys, root.read_many(keys), strict=True)]
+    commits = [read_record(Commit, data, key) for key, data in zip(keys, root.read_many(keys), strict=True)]
+    for key, name, commit in zip(keys, names, commits, strict=True):
+        # what it says of itself leads to files: it says what its own key does
+        if (commit.dataset, commit.method, commit.name) != (dataset, method, name) or commit.data != name.data:
+            said = f"{commit.dataset}/{commit.method}/{commit.data}"
+            raise StorageError(f"{key} is damaged: it is the commit of other data, {said[:120]!r}")
+    return commits
 
 
 def write_commit(root: Root, commit: Commit) -> None:

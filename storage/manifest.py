@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.commits import Commit, CommitName, LedgerRow, commit_key, read_commits
@@ -20,7 +21,7 @@ from storage.identity import METHOD_LENGTH, digest
 from storage.root import Root, StorageError
 from storage.runs import RunRecord, dataset_record
 from storage.schemas import SCHEMA_VERSION, VERSION_KEY, check_version
-from storage.segments import read_segments
+from storage.segments import names_its_data, read_segments
 from storage.tables import table_of
 
 _SCHEMA = pa.schema(
@@ -41,6 +42,9 @@ _SCHEMA = pa.schema(
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION)},
 )
+
+_NAMES = ("shard", "revision", "attempt", "data")
+"""Its columns that lead to files."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,15 @@ def read_manifest(root: Root, dataset: str, method: str, ident: str) -> Manifest
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{key} is damaged: {error}; remove it, and the next `spp run` makes it anew") from error
     check_version((table.schema.metadata or {}).get(VERSION_KEY.encode(), b"?").decode(), key)
+    columns = [(table.schema.get_field_index(name), _SCHEMA.field(name).type) for name in _NAMES]
+    if any(at < 0 or table.schema.field(at).type != kind for at, kind in columns):
+        raise StorageError(f"{key} is damaged: it is no manifest; remove it, and the next `spp run` makes it anew")
+    others = table.filter(pc.invert(names_its_data(table)))
+    if len(others):
+        named = str(others["data"][0].as_py())[:120]
+        raise StorageError(
+            f"{key} is damaged: {named!r} is no name of a data file; remove it, and the next `spp run` makes it anew"
+        )
     return Manifest(dataset, method, ident, table)
 
 
