@@ -41,7 +41,7 @@ from storage.root import Root, open_root
 from storage.scan import scan_file
 from storage.shards import shard_key
 
-METHOD = "benchmark"
+METHOD = "0123456789ab"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ from storage.runs import DatasetRecord, RunRecord
 from storage.schemas import schema
 from storage.writer import ShardWriter
 
-METHOD = "benchmark"
+METHOD = "0123456789ab"
 CLASSES = 20
 PER_SHARD = 5
 OBJECTS = 2

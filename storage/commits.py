@@ -37,6 +37,11 @@ class CommitName(NamedTuple):
         """Common part of the names of its commit and data files."""
         return f"{self.shard}.r{self.revision}.{self.attempt}"
 
+    @property
+    def data(self) -> str:
+        """Key of its data file, relative to the method's folder."""
+        return f"data/{self.stem}.parquet"
+
 
 class LedgerRow(BaseModel):
     """One thing about one image that a user should know of.
@@ -111,17 +116,12 @@ def new_attempt() -> str:
 
 def data_key(dataset: str, method: str, name: CommitName) -> str:
     """Key of a data file."""
-    return f"{dataset}/{method}/data/{name.stem}.parquet"
+    return f"{dataset}/{method}/{name.data}"
 
 
 def commit_key(dataset: str, method: str, name: CommitName) -> str:
     """Key of a commit record."""
     return f"{dataset}/{method}/commit/{name.stem}.json"
-
-
-def is_commit_name(name: CommitName) -> bool:
-    """Whether a commit's file can have this name, which so leads out of no folder."""
-    return _NAME.fullmatch(f"{name.stem}.json") is not None
 
 
 def winners(root: Root, dataset: str, method: str) -> dict[str, CommitName]:
@@ -145,8 +145,10 @@ def read_commits(root: Root, dataset: str, method: str, names: Iterable[CommitNa
     commits = []
     for name, key, data in zip(names, keys, read_files(root, keys), strict=True):
         commit = read_record(Commit, data, key)
-        if (commit.dataset, commit.method, commit.name) != (dataset, method, name):
-            raise DamagedFileError(key, f"it is the commit of {commit.dataset}/{commit.method}/{commit.name.stem}")
+        # what it says of itself leads to files: it says what its own key does
+        if (commit.dataset, commit.method, commit.name) != (dataset, method, name) or commit.data != name.data:
+            said = f"{commit.dataset}/{commit.method}/{commit.data}"
+            raise DamagedFileError(key, f"it is the commit of other data, {said[:120]!r}")
         commits.append(commit)
     return commits
 

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 METHOD_LENGTH = 12
-"""Hex digits of a method id."""
+"""Hex digits of a method id, and of a manifest's digest."""
+
+METHOD_PATTERN = f"^[0-9a-f]{{{METHOD_LENGTH}}}$"
+"""What either looks like. Both are folders or files of a root, so a record of another form leads elsewhere."""
 
 SHARD_LENGTH = 16
 """Hex digits of a shard's key."""

@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.commits import Commit, CommitName, LedgerRow, commit_key, is_commit_name, read_commits
+from storage.commits import Commit, CommitName, LedgerRow, commit_key, read_commits
 from storage.damage import DamagedFileError, reading
 from storage.identity import METHOD_LENGTH, digest, sha256
 from storage.root import Root
 from storage.runs import RunRecord, dataset_record
 from storage.schemas import SCHEMA_VERSION, VERSION_KEY, check_version
-from storage.segments import read_segments
+from storage.segments import names_its_data, read_segments
 from storage.tables import is_as_sealed, sealed, table_of, without_seal
 
 _SCHEMA = pa.schema(
@@ -201,13 +202,12 @@ def read_manifest(root: Root, dataset: str, method: str, ident: str) -> Manifest
 
 def _check(manifest: Manifest, key: str) -> None:
     """DamagedFileError unless a manifest's rows have the form that they are given, and those commits its digest."""
+    others = manifest.table.filter(pc.invert(names_its_data(manifest.table)))
+    if len(others):
+        raise DamagedFileError(key, f"{str(others['data'][0].as_py())[:120]!r} is no name of a data file")
     if any(column.null_count for column in manifest.table.columns):
         raise DamagedFileError(key, "a value is missing in it")
-    names = manifest.names
-    for name, data in zip(names, manifest.table["data"].to_pylist(), strict=True):
-        if not is_commit_name(name) or data != f"data/{name.stem}.parquet":
-            raise DamagedFileError(key, f"its shard {name.stem!r} is said to lie in {data!r}")
-    if manifest_digest(names) != manifest.digest:
+    if manifest_digest(manifest.names) != manifest.digest:
         raise DamagedFileError(key, "it is that of other shards")
 
 
@@ -222,7 +222,7 @@ def _row(commit: Commit) -> dict[str, object]:
         "shard": commit.shard,
         "revision": commit.revision,
         "attempt": commit.attempt,
-        "data": commit.data,
+        "data": commit.name.data,
         "rows": commit.rows,
         "bytes": commit.bytes,
         "sha256": commit.sha256,

@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints, field_validator
+from pydantic_core import PydanticCustomError
 
 from storage.damage import DamagedFileError, reading
+from storage.identity import METHOD_PATTERN
 from storage.records import dump_record, read_record
 from storage.root import Root, StorageError, store_errors
 from storage.schemas import DATASETS, SCHEMA_VERSION
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_Ident = Annotated[str, StringConstraints(pattern=METHOD_PATTERN)]
 
 
 class MissingDatasetError(StorageError):
@@ -38,8 +41,8 @@ class DatasetRecord(BaseModel):
     """
 
     stage: str
-    method: str
-    manifest: str | None = None
+    method: _Ident
+    manifest: _Ident | None = None
     manifest_sha256: str = ""
     shards: int = 0
     bytes_per_image: int = 0
@@ -74,10 +77,34 @@ class RunRecord(BaseModel):
     datasets: dict[str, DatasetRecord] = Field(default_factory=dict)
     holds: list[str] = Field(default_factory=list)
 
+    @field_validator("datasets", mode="before")
+    @classmethod
+    def _known(cls, datasets: Any) -> Any:
+        """Names of datasets become folders, views and words of SQL: they are ours, whoever wrote the record."""
+        for name in datasets if isinstance(datasets, dict) else ():
+            _check_dataset(name)
+        return datasets
+
+    @field_validator("holds")
+    @classmethod
+    def _held(cls, holds: list[str]) -> list[str]:
+        for hold in holds:
+            dataset, _, method = hold.partition("/")
+            _check_dataset(dataset)
+            if not re.fullmatch(METHOD_PATTERN, method):
+                raise PydanticCustomError("method", "{held} is no DATASET/METHOD", {"held": repr(hold[:80])})
+        return holds
+
     def complete(self, dataset: str) -> bool:
         """Whether the run has all of a dataset."""
         entry = self.datasets.get(dataset)
         return entry is not None and entry.manifest is not None
+
+
+def _check_dataset(name: Any) -> None:
+    if name not in DATASETS:
+        reason = "{name} is no dataset of this version of spp-pipeline: update it if a newer one wrote this"
+        raise PydanticCustomError("dataset", reason, {"name": repr(str(name)[:80])})
 
 
 def check_run_name(name: str) -> None:
@@ -113,7 +140,7 @@ def read_run(root: Root, name: str | None = None) -> RunRecord:
         data = root.read(key)
     record = read_record(RunRecord, data, key)
     if record.name != name:
-        raise DamagedFileError(key, f"it is the record of run {record.name!r}")
+        raise DamagedFileError(key, f"it is the record of another run, {record.name[:80]!r}")
     return record
 
 

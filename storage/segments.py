@@ -46,12 +46,24 @@ def read_segments(root: Root, dataset: str, method: str, schema: pa.Schema, stem
         except DamagedFileError:  # or deleted just now
             continue
         if is_as_sealed(table, dataset, method) and without_seal(table).schema.equals(schema, check_metadata=True):
-            parts.append(without_seal(table).filter(pc.is_in(_stems(table), value_set=wanted)))
+            rows = without_seal(table)
+            parts.append(rows.filter(pc.and_(pc.is_in(_stems(rows), value_set=wanted), names_its_data(rows))))
     found = pa.concat_tables(parts)
     if len(parts) <= 2:
         return found
     _, first = _unique(_stems(found))
     return found.take(first)
+
+
+def names_its_data(table: pa.Table) -> pa.ChunkedArray:
+    """Whether the rows of a manifest or segment have names of ours, and name the data file that goes with them.
+
+    A root is shared: what stands in its files must lead to no other file than their own.
+    """
+    stems = _stems(table)
+    right = pc.match_substring_regex(stems, r"^[0-9a-f]+\.r[0-9]+\.[0-9a-z-]+$")
+    named = pc.equal(table["data"], pc.binary_join_element_wise("data/", stems, ".parquet", ""))
+    return pc.fill_null(pc.and_(right, named), False)
 
 
 def _stems(table: pa.Table) -> pa.ChunkedArray:

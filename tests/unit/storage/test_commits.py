@@ -189,3 +189,22 @@ def test_a_node_whose_clock_is_wrong_changes_nothing_but_which_equal_attempt_cou
     ]
     write_commit(place, record(mended))
     assert winners(place, "features", METHOD)["aa"] == mended
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataset": "images"},
+        {"dataset": "../../elsewhere"},
+        {"method": "ba9876543210"},
+        {"shard": "/etc/passwd"},
+        {"revision": 1},
+        {"attempt": "../y"},
+        {"data": "../../../../etc/passwd"},
+        {"data": "data/bb.r0.x.parquet"},
+    ],
+)
+def test_a_commit_speaks_of_its_own_shard_alone(place, change):
+    place.write(commit_key("features", METHOD, NAME), record().model_copy(update=change).model_dump_json().encode())
+    with pytest.raises(StorageError, match=r"commit/aa\.r0\.x\.json is damaged: it is the commit of other data"):
+        read_commits(place, "features", METHOD, [NAME])

@@ -1,3 +1,4 @@
+import io
 import json
 import uuid
 
@@ -8,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.commits import CommitName, LedgerRow, commit_key, winners
-from storage.manifest import fold, in_memory, manifest_digest, manifest_key, read_manifest
+from storage.manifest import fold, in_memory, manifest_digest, manifest_key, read_manifest, rows_of
 from storage.root import StorageError, open_root
 from storage.schemas import SCHEMA_VERSION, VERSION_KEY
+from storage.segments import write_segment
 from tests.stored import METHOD, commit_features, fold_winners
 
 attempts = st.text("019az-", min_size=1, max_size=3)
@@ -173,3 +175,51 @@ def test_a_damaged_manifest_is_named(stored):
         read_manifest(stored, "features", METHOD, made.digest)
     stored.delete(key)
     assert fold_winners(stored, "features").table.equals(made.table)
+
+
+# --- what a shared root's manifest may say ---
+
+HOSTILE_ROWS = {
+    "a path above": {"data": "../../../../etc/passwd"},
+    "an absolute path": {"data": "/etc/passwd"},
+    "another shard's data": {"data": "data/bb.r0.x.parquet"},
+    "a shard that is a path": {"shard": "../aa", "data": "data/../aa.r0.x.parquet"},
+    "an attempt that is a path": {"attempt": "/../../x", "data": "data/aa.r0./../../x.parquet"},
+    "a NUL": {"attempt": "x\0", "data": "data/aa.r0.x\0.parquet"},
+    "two lines": {"attempt": "x\n", "data": "data/aa.r0.x\n.parquet"},
+    "a pattern": {"attempt": "*", "data": "data/aa.r0.*.parquet"},
+    "nothing": {"data": None},
+}
+
+
+def _published(place, change: dict) -> str:
+    commit_features(place, "aa", {"x": 3}, attempt="x")
+    manifest = fold_winners(place, "features")
+    rows = [{**row, **change} for row in manifest.table.to_pylist()]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=manifest.table.schema), buffer)
+    place.write(manifest_key("features", METHOD, manifest.digest), buffer.getvalue())
+    return manifest.digest
+
+
+@pytest.mark.parametrize("case", HOSTILE_ROWS)
+def test_names_in_a_manifest_lead_nowhere_else(place, case):
+    ident = _published(place, HOSTILE_ROWS[case])
+    with pytest.raises(StorageError, match=r"manifest/[0-9a-f]+\.parquet is damaged: .* is no name of a data file"):
+        read_manifest(place, "features", METHOD, ident)
+
+
+def test_a_table_without_names_is_no_manifest(place):
+    rows = pa.table({"shard": [1], "data": [2]}).replace_schema_metadata({VERSION_KEY: "1"})
+    pq.write_table(rows, buffer := io.BytesIO())
+    place.write(manifest_key("features", METHOD, "0" * 12), buffer.getvalue())
+    with pytest.raises(StorageError, match="is damaged: it is no manifest"):
+        read_manifest(place, "features", METHOD, "0" * 12)
+
+
+@pytest.mark.parametrize("case", HOSTILE_ROWS)
+def test_a_segment_that_leads_elsewhere_is_not_believed(place, case):
+    commit = commit_features(place, "aa", {"x": 3}, attempt="x")
+    rows = [{**row, **HOSTILE_ROWS[case]} for row in rows_of([commit]).to_pylist()]
+    write_segment(place, "features", METHOD, pa.Table.from_pylist(rows, schema=rows_of([commit]).schema))
+    assert fold_winners(place, "features").keys == [f"features/{METHOD}/data/aa.r0.x.parquet"]

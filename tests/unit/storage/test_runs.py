@@ -158,3 +158,43 @@ def test_features_kept_as_maps_name_the_command_that_makes_vectors():
 def test_an_unknown_dataset_is_answered_with_the_nearest():
     with pytest.raises(StorageError, match=r"no dataset 'feature'; did you mean 'features'\? datasets: images, "):
         dataset_record(FULL, "feature")
+
+
+# --- what a shared root's record may say ---
+
+_OBJECTS = {"stage": "index", "method": "0123456789ab", "manifest": "ba9876543210"}
+HOSTILE_RECORDS = {
+    "sql": {"datasets": {"objects as select 1; copy (select 1) to 'written.csv'; create view z": _OBJECTS}},
+    "quoted sql": {"datasets": {'objects" as select 1; --': _OBJECTS}},
+    "a folder above": {"datasets": {"../../elsewhere": _OBJECTS}},
+    "an absolute folder": {"datasets": {"/etc": _OBJECTS}},
+    "a NUL": {"datasets": {"objects\0": _OBJECTS}},
+    "another case": {"datasets": {"Objects": _OBJECTS}},
+    "of a newer version": {"datasets": {"masks": _OBJECTS}},
+    "a method above": {"datasets": {"objects": {**_OBJECTS, "method": "../../../etc"}}},
+    "a method of two lines": {"datasets": {"objects": {**_OBJECTS, "method": "0123456789ab\n"}}},
+    "a method of other digits": {"datasets": {"objects": {**_OBJECTS, "method": "0123456789a²"}}},
+    "a manifest elsewhere": {"datasets": {"objects": {**_OBJECTS, "manifest": "/tmp/ba9876543210"}}},
+    "a pattern": {"datasets": {"objects": {**_OBJECTS, "manifest": "*"}}},
+    "it holds a folder above": {"holds": ["../0123456789ab"]},
+    "it holds no method": {"holds": ["objects"]},
+    "it holds more": {"holds": ["objects/0123456789ab/data"]},
+    "another run's name": {"name": "../a"},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_RECORDS)
+def test_names_in_a_record_lead_nowhere_else(place, case):
+    fields = {"schema_version": SCHEMA_VERSION, "name": "a", **HOSTILE_RECORDS[case]}
+    place.write("runs/a.json", json.dumps(fields).encode())
+    with pytest.raises(StorageError, match=r"^runs/a\.json is damaged: .*") as error:
+        read_run(place, "a")
+    assert len(str(error.value)) < 300
+    assert place.names("") == ["runs"]
+
+
+def test_a_dataset_of_a_newer_version_is_called_so(place):
+    fields = {"schema_version": SCHEMA_VERSION, "name": "a", **HOSTILE_RECORDS["of a newer version"]}
+    place.write("runs/a.json", json.dumps(fields).encode())
+    with pytest.raises(StorageError, match="'masks' is no dataset of this version of spp-pipeline: update"):
+        read_run(place, "a")
