@@ -89,7 +89,11 @@ def publish_run(root: Root, name: str = "trial", datasets: Sequence[str] = ("ima
         manifest = fold_winners(root, dataset)
         stage = {"images": "index", "objects": "index", "proposals": "propose"}.get(dataset, "extract")
         record.datasets[dataset] = DatasetRecord(
-            stage=stage, method=METHOD, manifest=manifest.digest, shards=len(manifest.table)
+            stage=stage,
+            method=METHOD,
+            manifest=manifest.digest,
+            manifest_sha256=manifest.sha256,
+            shards=len(manifest.table),
         )
     write_run(root, record)
     return record
