@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps
 
 from pipeline.errors import ImageError
-from pipeline.images.decode import FORMATS, MAX_PIXELS, decode_image, image_size, turned_size
+from pipeline.images.decode import FORMATS, MAX_PIXELS, decode_image, image_header, image_size, is_turned, read_scaling
 
 
 def photograph(height=24, width=31):
@@ -129,11 +129,12 @@ def test_exif_orientation_is_not_applied_unasked(orientation):
     np.testing.assert_array_equal(decode_image(data), decode_image(encoded(photograph(), "JPEG", quality=95)))
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_exif_orientation_is_applied_where_only_that_gives_the_wanted_size(orientation, format):
     data = oriented(orientation, format)
-    assert turned_size(data) == (31, 24)
+    assert image_header(data).orientation == orientation
+    assert is_turned((24, 31), orientation, (31, 24))
     peer = ImageOps.exif_transpose(PillowImage.open(io.BytesIO(data))).convert("RGB")
     np.testing.assert_array_equal(decode_image(data, (31, 24)), np.asarray(peer))
     for size in (None, (24, 31), (12, 40)):
@@ -143,13 +144,13 @@ def test_exif_orientation_is_applied_where_only_that_gives_the_wanted_size(orien
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 9])
 def test_an_orientation_that_keeps_the_sides_is_not_applied(orientation):
     data = oriented(orientation)
-    assert turned_size(data) is None
+    assert not is_turned((24, 31), orientation, (31, 24))
     np.testing.assert_array_equal(decode_image(data, (31, 24)), decode_image(oriented(1)))
 
 
 def test_broken_exif_is_no_orientation():
     for exif in (b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0" + b"\xff" * 40):
-        assert turned_size(encoded(photograph(), "JPEG", exif=exif)) is None
+        assert image_header(encoded(photograph(), "JPEG", exif=exif)).orientation == 1
 
 
 def test_the_array_is_the_callers_to_write_to():
@@ -228,10 +229,12 @@ def assert_array_or_image_error(data):
     except ImageError:
         return
     assert image.dtype == np.uint8
-    assert image.shape == (*image_size(data), 3)
-    turned = turned_size(data)
-    if turned is not None:
-        assert decode_image(data, turned).shape == (*turned, 3)
+    header = image_header(data)
+    assert image.shape == (*header.size, 3)
+    read_scaling(data)
+    wanted = header.size[::-1]
+    if is_turned(header.size, header.orientation, wanted):
+        assert decode_image(data, wanted).shape == (*wanted, 3)
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", *(seed[:12] for seed in _SEEDS)]))
