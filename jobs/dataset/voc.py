@@ -49,9 +49,16 @@ def voc_entries(fs: fsspec.AbstractFileSystem, path: str, config: DatasetConfig)
                 entries[image_id] = Entry(uri="", annotation="", splits=splits, listing="", problem=problem)
             elif image_id not in pictures or "::" in image_id:
                 folder = f"{devkit}/JPEGImages"
-                named_whole = image_id in (name for name, _ in pictures.get(image_id.rpartition(".")[0], ()))
-                like = [image_id] if named_whole else others.get(image_id, [])
-                problem = _unusable(image_id, folder, splits, cut.get(image_id), image_id in pictures, like)
+                files = [name for name, _ in pictures.get(image_id.rpartition(".")[0], ())]
+                problem = _unusable(
+                    image_id,
+                    folder,
+                    splits,
+                    cut.get(image_id),
+                    image_id in pictures,
+                    image_id in files,
+                    others.get(image_id, ()),
+                )
                 entries[image_id] = Entry(uri="", annotation="", splits=splits, listing="", problem=problem)
             else:
                 (picture, token), *more = pictures[image_id]
@@ -100,11 +107,17 @@ def _duplicate(image_id: str, devkit: str) -> str:
 
 
 def _unusable(
-    image_id: str, folder: str, splits: Sequence[str], line: str | None, there: bool, like: Sequence[str]
+    image_id: str,
+    folder: str,
+    splits: Sequence[str],
+    line: str | None,
+    there: bool,
+    is_name: bool,
+    others: Sequence[str],
 ) -> tuple[str, str]:
     """Why no image is read for an id. Only what the listing of ``folder`` shows is ever opened, so no id leads out.
 
-    ``there``: whether there is one of that id. ``like``: other files that it might mean.
+    ``there``: there is an image of that id. ``is_name``: or one of that name. ``others``: other files of that id.
     """
     named = f"split {splits[0]!r} names it; "
     if there:
@@ -112,11 +125,14 @@ def _unusable(
     if "/" in image_id:
         text = f"{image_id!r} is a path, not the name of an image in {folder}; {named}"
         return "BadImageId", f"{text}write names without folders and suffixes"
-    if like == [image_id]:
+    if is_name:
         return "MissingImage", f"{folder}/{image_id} is there, but {named}write its id, which has no suffix"
-    if like:
-        kind = "is of a kind that is not read" if len(like) == 1 else "are of kinds that are not read"
-        return "MissingImage", f"{folder}/{', '.join(like)} {kind}, but {named}convert it, to JPEG or PNG, or remove it"
+    if others:
+        kind = "is of a kind that is not read" if len(others) == 1 else "are of kinds that are not read"
+        return (
+            "MissingImage",
+            f"{folder}/{', '.join(others)} {kind}, but {named}convert it, to JPEG or PNG, or remove it",
+        )
     text = f"{folder}/{image_id}.jpg does not exist (nor with another suffix), but {named}add the image or remove it"
     if line is not None:
         text += f" from the split; of its line {line!r} the first word is the id, as no image has the whole line's name"

@@ -262,7 +262,7 @@ def _flag(element: Element, tag: str) -> tuple[bool, str]:
         return False, ""
     texts = list(dict.fromkeys("".join(flag.itertext()).strip() for flag in found))
     flags = [_set(text) for text in texts]
-    if len(set(flags)) > 1 or None in flags or any(len(flag) for flag in found):
+    if len(set(flags)) > 1 or None in flags:
         said = " and ".join(repr(text if len(text) <= 60 else text[:57] + "...") for text in texts[:5])
         flag = bool(flags[0]) and len(set(flags)) == 1
         return flag, f"<{tag}> is {said}, which is neither 0 nor 1; it is taken for {int(flag)}"
