@@ -119,7 +119,7 @@ def has_copies(tree):
     return False
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(RANDOM)
 def test_an_annotation_gives_objects_a_note_or_an_error(random):
     check_annotation(annotation(random))
@@ -215,7 +215,7 @@ def check_data_set(made):
     return bool(used)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(RANDOM)
 def test_a_data_set_gives_rows_or_a_usage_error(random):
     check_data_set(data_set(random))
