@@ -76,7 +76,7 @@ def image_header(data: bytes) -> Header:
     Raises ImageError for bytes that no decoder knows or that declare more than ``MAX_PIXELS`` pixels.
     """
     with _open(data) as image:
-        return Header(_stored_size(image), _orientation(image), _is_deep(image), image.format or "")
+        return Header(_stored_size(image), _orientation(image), _is_deep(image, data), image.format or "")
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -117,8 +117,9 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None, least: int | 
     """
     with _open(data) as opened:
         try:
-            stored, orientation = _stored_size(opened), _orientation(opened)
-            if _is_deep(opened):
+            stored = _stored_size(opened)
+            orientation = _orientation(opened) if size == stored[::-1] else 1
+            if _is_deep(opened, data):
                 scaling, values = _scaled(opened, data)
                 pixels = values if scaling is None else scaling.apply(values)
                 image = PillowImage.fromarray(np.ascontiguousarray(pixels))
@@ -173,7 +174,7 @@ def read_scaling(data: bytes) -> Scaling | None:
     """
     with _open(data) as opened:
         try:
-            return _scaled(opened, data)[0] if _is_deep(opened) else None
+            return _scaled(opened, data)[0] if _is_deep(opened, data) else None
         except ImageError:
             raise
         except _BROKEN_DATA as error:
@@ -237,7 +238,7 @@ _SAMPLE_FORMAT, _WIDTH, _HEIGHT = 339, 256, 257
 """Tags of TIFF: 1 for unsigned integers, and the size as it is stored."""
 
 
-def _is_deep(image: ImageFile) -> bool:
+def _is_deep(image: ImageFile, data: bytes) -> bool:
     """Whether values have more than 8 bits, as Pillow's decoder is told. Asked before pixels are read."""
     if image.mode in _GREY:
         return True
@@ -247,6 +248,10 @@ def _is_deep(image: ImageFile) -> bool:
             return True
         if image.format == "PPM" and 2**16 - 1 in arguments:  # another largest value is one that the file states
             return True
+    if image.format == "JPEG2000":
+        codestream = data.find(b"\xff\x4f\xff\x51")  # its markers SOC and SIZ
+        bits = data[codestream + 42 : codestream + 43] if codestream >= 0 else b""  # of the first component, less 1
+        return bits in (b"\x0f", b"\x8f")
     return False
 
 

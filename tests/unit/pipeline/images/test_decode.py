@@ -218,6 +218,14 @@ def test_12_bits_a_colour_in_16_are_scaled():
     np.testing.assert_allclose(decode_image(stated).astype(int), decode_image(data), atol=1)
 
 
+@pytest.mark.parametrize("suffix", [".jp2", ".tif", ".png"])
+def test_12_bits_a_colour_in_16_are_scaled_whatever_the_format(suffix):
+    values = np.kron(np.stack([ramp(4095, np.uint16), ramp(900, np.uint16), ramp(9, np.uint16)], 2), np.ones((8, 8, 1)))
+    data = cv2.imencode(suffix, values.astype(np.uint16)[:, :, ::-1])[1].tobytes()
+    assert read_scaling(data).white == 4095
+    np.testing.assert_allclose(decode_image(data), values * (255 / 4095), atol=2)
+
+
 def test_bits_that_no_reader_here_keeps_are_refused_where_they_count():
     dark = np.zeros((4, 5, 4), np.uint16) + 300
     tags = [(256, 4, 5), (257, 4, 4), (259, 3, 1), (262, 3, 5), (277, 3, 4), (278, 4, 4), (279, 4, dark.nbytes)]
