@@ -20,8 +20,10 @@ from storage.root import resolve_options
 if TYPE_CHECKING:
     from pipeline.images.decode import RGB
 
-TURNED = ":turned"
-"""Ends the digest of an image that is turned by its EXIF orientation: not the same content as the file unturned."""
+TURNED, UNTURNED, SCALED = ":turned", ":unturned", ":scaled"
+"""End the digest of an image whose pixels are not those that the file's bytes meant before: turned by its EXIF
+orientation; a TIFF file's as they are stored, though it has an orientation; of more than 8 bits, and scaled by what
+they are."""
 
 _CHANGED = "the image has changed since it was indexed; run `spp index` again"
 
@@ -68,12 +70,19 @@ def read_image(file: ImageFile, storage_options: dict[str, Any], least: int | No
         data = read_bytes(fs, path)
     except FileNotFoundError:
         raise MissingImage("the image is gone since it was indexed; run `spp index` again") from None
-    if file.digest.startswith("sha256:") and file.digest.removesuffix(TURNED) != f"sha256:{sha256(data)}":
+    content = content_of(file.digest)
+    if content is not None and content != sha256(data):
         raise ImageChanged(_CHANGED)
     image = decode_image(data, file.size, least)
     if file.size is not None and image.shape[:2] not in _decoded_sizes(file.size, least):
         raise ImageChanged(_CHANGED)
     return image
+
+
+def content_of(image_digest: str) -> str | None:
+    """The sha256 of the bytes of an image, whatever is made of them; None for one that is known by its listing."""
+    kind, value = image_digest.split(":")[:2]
+    return value if kind == "sha256" else None
 
 
 def _decoded_sizes(size: tuple[int, int], least: int | None) -> list[tuple[int, int]]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 
 from jobs.config.dataset import DatasetConfig
-from jobs.dataset.image_file import TURNED, is_row, read_bytes
+from jobs.dataset.image_file import SCALED, TURNED, UNTURNED, is_row, read_bytes
 from jobs.dataset.labelled import Entry
 from jobs.dataset.listing import list_entries
+from jobs.dataset.notes import data_set_notes
 from jobs.errors import UsageError
 from pipeline.boxes import as_boxes
 from pipeline.errors import ContentError
@@ -27,6 +28,9 @@ from storage.root import Root
 from storage.schemas import schema
 from storage.shards import shard_key, tiles
 from storage.writer import ShardWriter
+
+if TYPE_CHECKING:
+    from pipeline.images.decode import Header, Scaling
 
 VERSION = 1
 _HEADER_BYTES = 256 * 1024
@@ -72,6 +76,8 @@ class _Tile:
     images: list[dict[str, Any]] = field(default_factory=list)
     objects: list[dict[str, Any]] = field(default_factory=list)
     ledger: list[LedgerRow] = field(default_factory=list)
+    unturned: list[str] = field(default_factory=list)
+    """Ids of images that no annotation tells how to turn, and that have an EXIF orientation."""
 
 
 def index_method(config: DatasetConfig) -> str:
@@ -79,13 +85,17 @@ def index_method(config: DatasetConfig) -> str:
     return method_id("index", VERSION, config.identity())
 
 
-def read_index(config: DatasetConfig, threads: int) -> Iterator[_Tile]:
+def read_index(config: DatasetConfig, threads: int) -> list[_Tile]:
     """The rows of the data set, tile by tile. Nothing is written.
+
+    What is said of the data set as a whole is said with one of the images that it is about.
 
     Raises UsageError: no such folder, layout or split; a class that no annotation has.
     """
-    entries, fs = list_entries(config)
-    known: set[str] = set()
+    listing, fs = list_entries(config)
+    entries = listing.entries
+    known: dict[str, list[str]] = {}  # class to image ids, those that are not kept too
+    read: list[_Tile] = []
     with ThreadPoolExecutor(threads) as readers:
         for ids in tiles(entries):
             tile = _Tile()
@@ -93,10 +103,12 @@ def read_index(config: DatasetConfig, threads: int) -> Iterator[_Tile]:
                 tile.images += rows.images
                 tile.objects += rows.objects
                 tile.ledger += rows.ledger
-            known.update(row["class_name"] for row in tile.objects)
+                tile.unturned += rows.unturned
+            for row in tile.objects:
+                known.setdefault(row["class_name"], []).append(row["image_id"])
             if config.classes is not None:
                 tile.objects = [row for row in tile.objects if row["class_name"] in config.classes]
-            yield tile
+            read.append(tile)
     for name in config.classes or ():
         if name not in known:
             hint = difflib.get_close_matches(name, known, n=1)
@@ -105,6 +117,12 @@ def read_index(config: DatasetConfig, threads: int) -> Iterator[_Tile]:
                 + (f"; did you mean {hint[0]!r}?" if hint else "")
                 + f" (classes: {', '.join(sorted(known)) or 'none'})"
             )
+    images = [row for tile in read for row in tile.images]
+    unturned = [image_id for tile in read for image_id in tile.unturned]
+    tile_of = {row["image_id"]: tile for tile in read for row in tile.images}
+    for note in data_set_notes(config, listing, images, known, unturned):
+        tile_of[note.image_id].ledger.append(note)
+    return read
 
 
 def index_of(rows: Sequence[_Tile]) -> Index:
@@ -175,6 +193,7 @@ def _objects_table(rows: list[dict[str, Any]]) -> pa.Table:
 
 def _read_image(fs: fsspec.AbstractFileSystem, image_id: str, entry: Entry, config: DatasetConfig) -> _Tile:
     """The rows of one image, or its ledger row."""
+    from pipeline.images.decode import is_turned, may_be_turned  # Pillow: a status reads an index, and no image
 
     def row(kind: str, message: str, level: Literal["failed", "note"] = "failed") -> LedgerRow:
         return LedgerRow(image_id=image_id, stage="index", type=kind, message=message, level=level)
@@ -182,31 +201,47 @@ def _read_image(fs: fsspec.AbstractFileSystem, image_id: str, entry: Entry, conf
     if entry.problem:
         return _Tile(ledger=[row(*entry.problem)])
     try:
-        height, width, turned, image_digest = _measure(fs, entry, config)
+        header, scaling, image_digest = _measure(fs, entry, config)
     except FileNotFoundError:
         return _Tile(ledger=[row("MissingImage", f"{entry.uri} was listed and is gone; run `spp index` again")])
     except ContentError as error:
         return _Tile(ledger=[row(type(error).__name__, f"{entry.uri}: {error}")])
-    notes = [row("NamedTwice", f"{entry.uri}: {entry.note}", "note")] if entry.note else []
+    notes = [row(kind, f"{entry.uri}: {text}", "note") for kind, text in entry.notes]
+    height, width = header.size
+    turned = False
     if entry.class_name is not None:
         annotation = Annotation((entry.class_name,), as_boxes([(0, 0, width, height)]), (False,), (False,))
     else:
         try:
             xml = fs.cat_file(entry.annotation)
-            if turned is not None and stated_size(xml) == turned:
-                height, width = turned
-                image_digest += TURNED
+            stated = stated_size(xml) if header.orientation > 1 else None
+            turned = is_turned(header.size, header.orientation, stated)
+            if turned:
+                height, width = width, height
                 text = (
                     f"read as its EXIF orientation turns it, {width} x {height}, which is the <size> of its annotation"
                 )
                 notes.append(row("Turned", f"{entry.uri}: {text}", "note"))
             annotation = parse_annotation(xml, height, width)
+            if not turned and len(annotation.boxes) and may_be_turned(header.size, header.orientation, stated):
+                text = (
+                    f"read as it is stored: its EXIF orientation {header.orientation} is not applied, since no <size> "
+                    f"tells whether its boxes were drawn on the picture as it is shown; if so, turn the file"
+                )
+                notes.append(row("NotTurned", f"{entry.uri}: {text}", "note"))
         except (FileNotFoundError, IsADirectoryError):
             annotation = NO_OBJECTS
             text = f"{entry.annotation} does not exist; the image is taken as one without objects"
             notes.append(row("MissingAnnotation", text, "note"))
         except ContentError as error:
             return _Tile(ledger=[row(type(error).__name__, f"{entry.annotation}: {error}")])
+    if turned:
+        image_digest += TURNED
+    elif header.format == "TIFF" and header.orientation > 1:
+        image_digest += UNTURNED
+    if scaling is not None:
+        image_digest += SCALED
+        notes.append(row("Scaled", f"{entry.uri}: {scaling}", "note"))
     image = {
         "image_id": image_id,
         "uri": entry.uri,
@@ -228,27 +263,29 @@ def _read_image(fs: fsspec.AbstractFileSystem, image_id: str, entry: Entry, conf
         for number in range(len(boxes))
     ]
     notes += [row("Annotation", f"{entry.annotation}: {note}", "note") for note in annotation.notes]
-    return _Tile([image], objects, notes)
+    unseen = [image_id] if entry.class_name is not None and header.orientation > 1 else []
+    return _Tile([image], objects, notes, unseen)
 
 
-def _measure(
-    fs: fsspec.AbstractFileSystem, entry: Entry, config: DatasetConfig
-) -> tuple[int, int, tuple[int, int] | None, str]:
-    """Height and width as stored, both as an EXIF orientation exchanges them if it does, and digest of an image."""
-    from pipeline.images.decode import image_size, turned_size  # Pillow: a status reads an index, and no image
+def _measure(fs: fsspec.AbstractFileSystem, entry: Entry, config: DatasetConfig) -> tuple[Header, Scaling | None, str]:
+    """An image's header, how its values are scaled if they are, and its digest."""
+    from pipeline.images.decode import image_header, read_scaling
 
     path = fs._strip_protocol(entry.uri)
     if config.digest == "content" or is_row(entry.uri):
         data = read_bytes(fs, path)
         image_digest = f"sha256:{sha256(data)}" if config.digest == "content" else _listed(entry)
-        return *image_size(data), turned_size(data), image_digest
+        header = image_header(data)
+        return header, read_scaling(data) if header.deep else None, image_digest
     try:
         data = fs.cat_file(path, start=0, end=_HEADER_BYTES)
-        height, width = image_size(data)
+        header = image_header(data)
+        if header.deep:
+            data = fs.cat_file(path)
     except ContentError:
         data = fs.cat_file(path)  # a header behind a large preview
-        height, width = image_size(data)
-    return height, width, turned_size(data), _listed(entry)
+        header = image_header(data)
+    return header, read_scaling(data) if header.deep else None, _listed(entry)
 
 
 def _listed(entry: Entry) -> str:

@@ -1,15 +1,17 @@
 """What a data set's listing says of its images, before any is opened: where they are, and their labels if it tells.
 
 Two layouts of labelled images, whose class names stand in the listing itself: folders named after classes, and Parquet
-tables with a column of encoded images and one of labels. VOC's layout is listed in ``jobs/dataset/index.py``.
+tables with a column of encoded images and one of labels. VOC's layout is listed in ``jobs/dataset/voc.py``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
@@ -20,18 +22,29 @@ from fsspec.implementations.local import LocalFileSystem
 from jobs.dataset.image_file import row_uri
 from jobs.errors import UsageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
+SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".gif"),
+        *(".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+        *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".avif", ".avifs"),
+    )
+)
+"""In any case. They tell an image from other files in a listing; of what kind it is tells its content."""
 
 ALL = "all"
 """The split of every image of a data set that has no split folders."""
 
-_LIKELY_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
-"""Folders and files of these names are no classes."""
+_SPLIT_WORDS = frozenset(
+    {"train", "training", "trn", "trainval", "val", "valid", "validation", "test", "testing", "tst", "dev"}
+    | {"eval", "evaluation", "holdout"}
+)
+"""Folders that hold folders, and tables, with one of these words in their names are no classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Where one image and its annotation are, or why it is not used: type and message of a ledger row.
+    """Where one image and its annotation are, or why it is not used: type and message of a ledger row. ``notes`` are
+    such, too, of one that is used.
 
     ``class_name``: the label of an image whose listing tells it; then there is no annotation, and one object fills it.
     """
@@ -41,7 +54,7 @@ class Entry:
     splits: tuple[str, ...]
     listing: str
     problem: tuple[str, str] | None = None
-    note: str | None = None
+    notes: tuple[tuple[str, str], ...] = ()
     class_name: str | None = None
 
 
@@ -51,34 +64,63 @@ def listing_token(info: dict[str, Any]) -> str:
     return f"{info.get('size')} {time}"
 
 
+@dataclass
+class Listing:
+    """What a listing of a data set says: image id to entry, and what no entry tells.
+
+    ``passed_over``: files that are no images by their names. ``other_classes``: class folders that are not asked for.
+    ``notes``: type and message of ledger rows about the data set.
+    """
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    passed_over: list[str] = field(default_factory=list)
+    other_classes: set[str] = field(default_factory=set)
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name is that of an image that is read: by its suffix, in any case."""
+    stem, dot, suffix = name.rpartition(".")
+    return bool(stem) and dot + suffix.lower() in SUFFIXES
+
+
 def folder_entries(
     fs: fsspec.AbstractFileSystem,
     path: str,
     url: str,
     splits: Sequence[str],
     classes: Collection[str] | None = None,
-) -> dict[str, Entry]:
+) -> Listing:
     """Image id (the path below the data set without its suffix) to entry, of ``path``/[split/]class/.../image.
 
     Split folders are those that ``splits`` names; without any, all images are in split ``all``. Links to folders are
     followed; names that begin with a dot are passed over. ``classes``: only images of these. UsageError if a split is
-    missing, if folders look like splits that nobody named, or if no class folder has an image.
+    missing, if folders look like splits that nobody named, by their names or since all of them hold only folders, or
+    if no class folder has an image.
     """
     below = {name.rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)}
     named = [split for split in splits if split in below and fs.isdir(f"{path}/{split}")]
-    likely = {name for name in below & _LIKELY_SPLITS if _holds_folders(fs, f"{path}/{name}")}
+    likely = {name for name in below if _split_words(name) and _holds_folders(fs, f"{path}/{name}")}
     _check_splits(named, splits, url, likely)
-    entries: dict[str, Entry] = {}
+    listing = Listing()
     for split in named or [ALL]:
         folder = f"{path}/{split}" if named else path
-        for name, info in sorted(_files_below(fs, folder).items()):
-            relative = name.removeprefix(path).lstrip("/")
-            stem, dot, suffix = relative.rpartition(".")
-            if not stem or dot + suffix.lower() not in SUFFIXES or _hidden(relative):
-                continue
+        files = {name: info for name, info in _files_below(fs, folder).items() if not _hidden(name.removeprefix(path))}
+        images = {name: info for name, info in files.items() if is_image_name(name.rsplit("/", 1)[-1])}
+        if classes is None:
+            _check_shape([name.removeprefix(folder).lstrip("/") for name in images], named, split, url, listing)
+        for name in sorted(files):
             parts = name.removeprefix(folder).lstrip("/").split("/")
             if classes is not None and len(parts) > 1 and parts[0] not in classes:
+                if name in images:
+                    listing.other_classes.add(parts[0])
                 continue
+            if name not in images:
+                if len(parts) > 1 and parts[-1]:  # a store may list a folder itself
+                    listing.passed_over.append(name)
+                continue
+            relative = name.removeprefix(path).lstrip("/")
+            stem = relative.rpartition(".")[0]
             uri = fs.unstrip_protocol(name) if "://" in url else name
             problem = None
             if not _is_text(relative):
@@ -88,21 +130,52 @@ def folder_entries(
                 problem = ("NoClass", f"{name} lies in no class folder; move it into the folder of its class")
             elif "::" in relative:
                 problem = ("BadImageId", f"{name}: an image id must not hold '::', which separates URLs; rename it")
-            elif stem in entries:
-                problem = ("DuplicateImage", f"{name} and {entries[stem].uri} differ in their suffix only; rename one")
+            elif stem in listing.entries:
+                other = listing.entries[stem].uri
+                problem = ("DuplicateImage", f"{name} and {other} differ in their suffix only; rename one")
                 stem = relative
-            listing = f"{relative!a} {listing_token(info)}"
-            entries[stem] = Entry(
+            listing.entries[stem] = Entry(
                 uri=uri,
                 annotation="",
                 splits=(split,),
-                listing=listing,
+                listing=f"{relative!a} {listing_token(images[name])}",
                 problem=problem,
                 class_name=parts[0] if not problem else None,
             )
-    if not any(entry.problem is None for entry in entries.values()):
-        raise UsageError(f"dataset.path: no folder of {url!r} has images; give a folder per class, with images in it")
-    return entries
+    if not any(entry.problem is None for entry in listing.entries.values()):
+        there = f"; passed over for their names: {passed_over_text(listing.passed_over)}" if listing.passed_over else ""
+        raise UsageError(
+            f"dataset.path: no folder of {url!r} has images; give a folder per class, with images in it{there}"
+        )
+    return listing
+
+
+def passed_over_text(names: Sequence[str]) -> str:
+    """How many files of which suffixes, and one of them."""
+    counts = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in names)
+    by_suffix = ", ".join(f"{number} with {suffix}" for suffix, number in sorted(counts.items()))
+    first = min(name.rsplit("/", 1)[-1] for name in names)
+    shown = first if _is_text(first) else ascii(first)
+    return f"{len(names)} file{'s' * (len(names) > 1)} ({by_suffix}; such as {shown})"
+
+
+def _check_shape(images: Sequence[str], named: Sequence[str], split: str, url: str, listing: Listing) -> None:
+    """Class folders that all hold nothing but folders are likely to be splits, or one folder too many: their images
+    would be of the wrong classes. ``images``: their names below the folder of classes."""
+    parts = [name.split("/") for name in images if "/" in name]
+    if not parts or any(len(part) < 3 for part in parts):
+        return
+    folders = sorted({part[0] for part in parts})
+    shown = ", ".join(folders[:5]) + (", ..." if len(folders) > 5 else "")
+    if not named:
+        raise UsageError(
+            f"dataset.path: all folders of {url} hold only folders ({shown}), so they are hardly classes; set "
+            f"dataset.train_splits and dataset.test_splits to some of them if they are splits, point dataset.path at "
+            f"the folder that holds the classes, or name them in dataset.classes if they are the classes"
+        )
+    listing.notes.append(
+        ("NestedFolders", f"all folders of split {split!r} hold only folders ({shown}); they are taken for the classes")
+    )
 
 
 def table_entries(
@@ -113,7 +186,7 @@ def table_entries(
     image_column: str,
     label_column: str,
     classes: Collection[str] | None = None,
-) -> dict[str, Entry]:
+) -> Listing:
     """Image id (file and row) to entry, of one Parquet file or all below a folder. Only labels are read.
 
     The image column holds encoded images, or structs whose field ``bytes`` does; labels are texts or integers, which
@@ -127,9 +200,10 @@ def table_entries(
         raise UsageError(f"dataset.path: there is no .parquet file in {url!r}")
     of = {name: _split_of(name.removeprefix(path).lstrip("/") or name.rsplit("/", 1)[-1], splits) for name in files}
     named = [split for split in splits if split in of.values()]
-    likely = {split for name in files for split in _LIKELY_SPLITS if _split_of(name.removeprefix(path), [split])}
+    parts = {part for name in files for part in name.removeprefix(path).strip("/").split("/")}
+    likely = {re.split(r"[-.]", part)[0] for part in parts if _split_words(re.split(r"[^A-Za-z]", part)[0])}
     _check_splits(named, splits, url, likely)
-    entries: dict[str, Entry] = {}
+    listing = Listing()
     for name, info in files.items():
         split = of[name] if named else ALL
         if split is None:
@@ -146,14 +220,18 @@ def table_entries(
         places = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
         for number, ((group, row), (label, why)) in enumerate(zip(places, labels, strict=True)):
             if classes is not None and label is not None and label not in classes:
+                listing.other_classes.add(label)
                 continue
             problem = ("NoClass", f"{name}: row {number} {why}; label it") if label is None else None
-            listing = f"{stem} {number} {listing_token(info)}"
-            place = row_uri(uri, image_column, group, row)
-            entries[f"{stem}/{number:09d}"] = Entry(
-                uri=place, annotation="", splits=(split,), listing=listing, problem=problem, class_name=label
+            listing.entries[f"{stem}/{number:09d}"] = Entry(
+                uri=row_uri(uri, image_column, group, row),
+                annotation="",
+                splits=(split,),
+                listing=f"{stem} {number} {listing_token(info)}",
+                problem=problem,
+                class_name=label,
             )
-    return entries
+    return listing
 
 
 def _labels(parquet: pq.ParquetFile, name: str, image_column: str, label_column: str) -> list[tuple[str | None, str]]:
@@ -176,7 +254,7 @@ def _labels(parquet: pq.ParquetFile, name: str, image_column: str, label_column:
 
 def _label(value: Any, names: Sequence[str], label_column: str) -> tuple[str | None, str]:
     """A row's class, or None and what is wrong. Hugging Face's tables say -1 where there is no label."""
-    if value is None:
+    if value is None or value != value or not str(value).strip():  # null, NaN, blank
         return None, f"has no {label_column!r}"
     if not names or not isinstance(value, int):
         return str(value), ""
@@ -211,6 +289,11 @@ def _check_splits(named: Sequence[str], splits: Sequence[str], url: str, likely:
         raise UsageError(
             f"dataset: {what}; set dataset.train_splits and dataset.test_splits to some of: {there}, or []"
         )
+
+
+def _split_words(name: str) -> bool:
+    """Whether a name holds a word that splits are called: train, Test, seg_train, val2017."""
+    return not _SPLIT_WORDS.isdisjoint(re.findall(r"[a-z]+", name.lower()))
 
 
 def _holds_folders(fs: fsspec.AbstractFileSystem, path: str) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import fsspec
 
 from jobs.config.dataset import DatasetConfig
-from jobs.dataset.labelled import Entry, folder_entries, table_entries
+from jobs.dataset.labelled import Listing, folder_entries, table_entries
 from jobs.dataset.voc import voc_entries
 from jobs.errors import UsageError
 from storage.root import resolve_options, store_errors
 
 
-def list_entries(config: DatasetConfig) -> tuple[dict[str, Entry], fsspec.AbstractFileSystem]:
+def list_entries(config: DatasetConfig) -> tuple[Listing, fsspec.AbstractFileSystem]:
     """Every image id that a split names, with the places of its files."""
     options = resolve_options(config.storage_options, "dataset.storage_options")
     try:
@@ -28,7 +28,7 @@ def list_entries(config: DatasetConfig) -> tuple[dict[str, Entry], fsspec.Abstra
         raise UsageError(f"dataset.path: {config.path!r} cannot be read: {error}") from error
 
 
-def _labelled(fs: fsspec.AbstractFileSystem, path: str, config: DatasetConfig) -> dict[str, Entry]:
+def _labelled(fs: fsspec.AbstractFileSystem, path: str, config: DatasetConfig) -> Listing:
     if not fs.exists(path):
         raise FileNotFoundError(path)
     if config.layout == "folder":

@@ -17,11 +17,12 @@ from jobs.config.dataset import DatasetConfig
 from jobs.dataset import image_file as imagefile
 from jobs.dataset.image_file import block_of, is_row, read_image
 from jobs.dataset.index import index_method, index_of, read_index
-from jobs.dataset.labelled import folder_entries
+from jobs.dataset.labelled import SUFFIXES, folder_entries
 from jobs.dataset.labels import ImageLabels
 from jobs.dataset.stored import image_files
 from jobs.errors import UsageError
 from jobs.pretrain.worker import LabelledFiles
+from pipeline.images.decode import FORMATS
 from pipeline.training.augmentation import PLAIN
 from pipeline.training.mini_batches import Decoded, MiniBatches, Request, loaded
 
@@ -86,6 +87,7 @@ class TestFolder:
             ("loose", "NoClass"),
             ("cat/one.png", "DuplicateImage"),
             ("cat/broken", "ImageError"),
+            ("cat/one", "PassedOver"),
         }
 
     def test_folders_that_look_like_splits_are_no_classes(self, tmp_path):
@@ -93,6 +95,87 @@ class TestFolder:
             add(tmp_path, name)
         with pytest.raises(UsageError, match=r"does not name; set dataset\.train_splits .*: train, val"):
             indexed(tmp_path, "folder")
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ("Train", "Test"),
+            ("TRAINING", "TESTING"),
+            ("train", "dev"),
+            ("seg_train", "seg_test", "seg_pred"),
+            ("train2017", "val2017"),
+            ("Validation set", "other"),
+            ("fold-1", "fold-2"),
+            ("images",),
+            ("101_ObjectCategories",),
+        ],
+    )
+    def test_folders_that_hold_only_folders_are_no_classes(self, tmp_path, names):
+        for name in names:
+            add(tmp_path, f"{name}/cat/one.png")
+            add(tmp_path, f"{name}/dog/two.png", 1)
+        add(tmp_path, "cover.png")
+        with pytest.raises(UsageError, match=r"set dataset\.train_splits and dataset\.test_splits to some of") as error:
+            indexed(tmp_path, "folder")
+        assert names[0] in str(error.value)
+
+    def test_split_folders_beside_a_class_are_no_classes(self, tmp_path):
+        for name in ("Train/cat/one.png", "misc/two.png"):
+            add(tmp_path, name)
+        with pytest.raises(UsageError, match="some of: Train, or"):
+            indexed(tmp_path, "folder")
+
+    def test_classes_that_hold_only_folders_can_be_named(self, tmp_path):
+        for name in ("cat/siamese/one.png", "dog/poodle/two.png"):
+            add(tmp_path, name, len(name))
+        with pytest.raises(UsageError, match=r"hold only folders \(cat, dog\).*or name them in dataset\.classes"):
+            indexed(tmp_path, "folder")
+        found = indexed(tmp_path, "folder", classes=["cat", "dog"])
+        assert (found.class_names(), found.ledger) == (["cat", "dog"], ())
+
+    def test_classes_of_a_named_split_that_hold_only_folders_are_noted(self, tmp_path):
+        for name in ("train/cat/siamese/one.png", "test/cat/two.png"):
+            add(tmp_path, name, len(name))
+        found = indexed(tmp_path, "folder", train_splits=["train"], test_splits=["test"])
+        assert [(row.type, "split 'train' hold only folders (cat)" in row.message) for row in found.ledger] == [
+            ("NestedFolders", True)
+        ]
+
+    @pytest.mark.parametrize("suffix", ["jfif", "JPE", "TIF", "pgm"])
+    def test_content_counts_and_not_the_suffix(self, tmp_path, suffix):
+        add(tmp_path, f"cat/one.{suffix}")
+        assert indexed(tmp_path, "folder").images["image_id"].to_pylist() == ["cat/one"]
+
+    def test_what_is_passed_over_is_counted_by_suffix(self, tmp_path):
+        add(tmp_path, "cat/one.png")
+        for name in ("cat/c.HEIC", "dog/d.heic", "dog/e.cr2", "readme.txt", "cat/.DS_Store", "__MACOSX/cat/x.txt"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"x")
+        (row,) = indexed(tmp_path, "folder").ledger
+        assert (row.image_id, row.type, row.level) == ("cat/one", "PassedOver", "note")
+        assert row.message.endswith("3 files (1 with .cr2, 2 with .heic; such as c.HEIC)")
+
+    def test_where_all_is_passed_over_it_says_what(self, tmp_path):
+        (tmp_path / "cat").mkdir()
+        (tmp_path / "cat/one.heic").write_bytes(b"x")
+        with pytest.raises(
+            UsageError, match=r"passed over for their names: 1 file \(1 with \.heic; such as one\.heic\)"
+        ):
+            indexed(tmp_path, "folder")
+
+    def test_orientations_that_nothing_tells_are_one_note(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        for number in range(3):
+            add(tmp_path, f"cat/{number}.png", number)
+            Image.fromarray(np.full((4, 5, 3), number, np.uint8)).save(tmp_path / f"cat/turned{number}.png", exif=exif)
+        found = indexed(tmp_path, "folder")
+        assert [(row.type, row.image_id) for row in found.ledger] == [("NotTurned", "cat/turned0")]
+        assert "3 of 6 images have an EXIF orientation, which is not applied" in found.ledger[0].message
+
+    def test_every_suffix_of_a_kind_that_is_read_is_known(self):
+        registered = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+        assert registered - {".pnm"} <= SUFFIXES
 
     def test_a_class_may_be_called_test(self, tmp_path):
         for name in ("test/one.png", "match/one.png"):
@@ -150,7 +233,7 @@ class TestFolder:
     def test_reads_any_file_system(self):
         fs = fsspec.filesystem("memory")
         fs.pipe("/pets/cat/one.png", encoded(0))
-        entries = folder_entries(fs, "/pets", "memory://pets", ["train"])
+        entries = folder_entries(fs, "/pets", "memory://pets", ["train"]).entries
         assert entries["cat/one"].uri == "memory:///pets/cat/one.png"
 
     def test_the_layout_names_the_method_but_older_methods_stay(self):
@@ -210,6 +293,29 @@ class TestTable:
         )
         with pytest.raises(UsageError, match="does not name"):
             indexed(tmp_path, "table", train_splits=["learn"], test_splits=[])
+
+    @pytest.mark.parametrize(
+        "names", [("Train-0.parquet", "Test-0.parquet"), ("training.parquet",), ("dev_1.parquet",), ("Test/a.parquet",)]
+    )
+    def test_files_that_look_like_splits_are_told(self, tmp_path, names):
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            write(tmp_path / name, ["cat", "dog"])
+        with pytest.raises(UsageError, match="does not name; set") as error:
+            indexed(tmp_path, "table")
+        named = str(error.value).split("some of: ")[1].removesuffix(", or []").split(", ")
+        assert len(indexed(tmp_path, "table", train_splits=named, test_splits=[]).images) == 2 * len(names)
+
+    def test_words_that_only_hold_a_splits_name_are_none(self, tmp_path):
+        write(tmp_path / "trains-contest.parquet", ["cat"])
+        assert len(indexed(tmp_path, "table").images) == 1
+
+    @pytest.mark.parametrize("labels", [["cat", " ", ""], [1.0, float("nan"), None]])
+    def test_no_label_is_no_class(self, tmp_path, labels):
+        write(tmp_path / "pets.parquet", labels)
+        found = indexed(tmp_path, "table")
+        assert len(found.images) == 1
+        assert [(row.type, "has no 'label'" in row.message) for row in found.ledger] == [("NoClass", True)] * 2
 
     def test_bad_rows_stand_in_the_ledger(self, tmp_path):
         broken = [{"bytes": encoded(0)}, {"bytes": b"x"}, {"bytes": None}, {"bytes": encoded(3)}]

@@ -107,6 +107,176 @@ def test_a_flag_is_what_its_text_says(text, flag):
     assert parse(an_object(difficult=text, truncated=text)).truncated == (flag,)
 
 
+@pytest.mark.parametrize(
+    ("texts", "flag"),
+    [
+        (("1.0", "01", "2", "-1", "0.35", "true", "Yes", "T", "<value>1</value>"), True),
+        (("0.0", "00", "-0", "False", "no", "N", "none", "Unspecified", "unspecified"), False),
+    ],
+)
+def test_a_flag_is_set_by_what_says_so(texts, flag):
+    found = parse(*(an_object(difficult=text, truncated=text) for text in texts))
+    assert (found.difficult, found.truncated, found.notes) == ((flag,) * len(texts), (flag,) * len(texts), ())
+
+
+@pytest.mark.parametrize("text", ["maybe", "nan", "inf", "?", "0,5", "1_0", "0x1"])
+@pytest.mark.parametrize("tag", ["difficult", "truncated"])
+def test_a_flag_that_is_neither_yes_nor_no_is_not_set_and_noted(text, tag):
+    found = parse(an_object(), *[an_object(**{tag: text})] * 3)
+    assert getattr(found, tag) == (False,) * 4
+    (note,) = found.notes
+    assert note.startswith(f"<{tag}> is ")
+    assert note.endswith("it is taken for 0; so it is for 3 of its objects, the first is object 2")
+
+
+def test_flags_that_contradict_each_other_are_noted():
+    twice = an_object(difficult="1").replace("<bndbox>", "<difficult>0</difficult><bndbox>")
+    found = parse(twice)
+    assert found.difficult == (False,)
+    assert "<difficult> is '1' and '0', which is neither 0 nor 1" in found.notes[0]
+    agreeing = an_object(difficult="1").replace("<bndbox>", "<difficult>true</difficult><bndbox>")
+    assert (parse(agreeing).difficult, parse(agreeing).notes) == ((True,), ())
+
+
+# --- more than one where one is meant ---
+
+
+def bndbox(x1, y1, x2, y2):
+    return f"<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>"
+
+
+def test_each_box_of_an_object_is_an_object():
+    several = an_object(difficult=1).replace("</object>", bndbox(5, 5, 9, 9) + bndbox(11, 12, 13, 14) + "</object>")
+    found = parse(an_object("cat"), several)
+    assert found.class_names == ("cat", "dog", "dog", "dog")
+    assert found.boxes[1:].tolist() == [[0, 1, 30, 40], [4, 4, 9, 9], [10, 11, 13, 14]]
+    assert found.difficult == (False, True, True, True)
+    assert found.notes == ("object 2 (dog) has 3 <bndbox>; each is taken as an object",)
+
+
+def test_a_box_that_is_written_twice_is_one_object():
+    found = parse(an_object().replace("</object>", bndbox("1.0", 2, 30, 40) + "</object>"))
+    assert (len(found.boxes), found.notes) == (1, ())
+
+
+def test_boxes_count_as_objects():
+    many = "".join(bndbox(1, 1, 2 + n % 40, 2 + n // 40 / 10) for n in range(MAX_OBJECTS + 1))
+    with pytest.raises(AnnotationError, match=f"more than {MAX_OBJECTS} objects"):
+        parse(an_object().replace("</object>", many + "</object>"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "<name>dog</name>",
+            "<name>dog</name><name>cat</name>",
+            "several <name>: 'dog', 'cat'; write an object for each",
+        ),
+        ("<xmin>1</xmin>", "<xmin>1</xmin><xmin>7</xmin>", "several <xmin>: '1', '7'; write a <bndbox> for each"),
+        ("<ymax>40</ymax>", "<ymax>40</ymax><ymax/>", "several <ymax>: '40', ''; write a <bndbox> for each"),
+    ],
+)
+def test_several_names_or_corners_are_refused(old, new, message):
+    with pytest.raises(AnnotationError, match=message):
+        parse(an_object().replace(old, new))
+    same = old + old.replace(">", " a='b'>", 1)
+    assert parse(an_object().replace(old, same)).boxes.tolist() == parse(an_object()).boxes.tolist()
+
+
+def test_several_sizes_that_differ_are_noted_and_none_is_believed():
+    other = "<size><width>60</width><height>50</height></size>"
+    xml = annotation(an_object()).replace(b"<object>", f"{other}<object>".encode())
+    assert stated_size(xml) is None
+    (note,) = parse_annotation(xml, 60, 50).notes
+    assert note == "<size> says width 50, 60 and height 60, 50, the image is 50 x 60; the image is believed"
+
+
+def test_annotations_of_several_images_in_one_file_are_refused():
+    xml = b"<annotations>" + annotation(an_object()) * 2 + b"</annotations>"
+    with pytest.raises(AnnotationError, match="holds 2 annotations; give each image a file of its own"):
+        parse_annotation(xml, 60, 50)
+
+
+# --- nothing found is not nothing there ---
+
+
+@pytest.mark.parametrize(
+    ("xml", "message"),
+    [
+        (b"<html><head><title>404</title></head></html>", "the root is <html> and not <annotation>"),
+        (b"<dataset><images><image file='a'><box top='1'/></image></images></dataset>", "the root is <dataset>"),
+        (b"<annotations><image id='0'><box label='a'/></image></annotations>", "the root is <annotations>"),
+        (b"<Error><Code>AccessDenied</Code></Error>", "the root is <Error>"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "the root is <{http://www.w3.org/2000/svg}svg>"),
+        (b"<Annotation/>", "the root is <Annotation>"),
+        (annotation(an_object()).replace(b"object>", b"Object>"), "<Object> is no <object>"),
+        (annotation(an_object(), an_object()).replace(b"object>", b"OBJECT>", 2), "<OBJECT> is no <object>"),
+        (annotation(an_object()).replace(b"<annotation>", b"<annotation xmlns='a:b'>"), "<{a:b}object> is no <object>"),
+        (annotation(an_object()).decode().upper().encode(), "<OBJECT> is no <object>"),
+    ],
+)
+def test_a_document_of_another_kind_is_refused(xml, message):
+    with pytest.raises(AnnotationError, match=message):
+        parse_annotation(xml, 60, 50)
+
+
+@pytest.mark.parametrize(
+    ("inside", "told"),
+    [
+        ("<objects><item><label>dog</label></item></objects>", "<label> is not read"),
+        ("<box label='dog' xtl='1'/>", "<box> is not read"),
+        ("<polygon>1 2 3 4</polygon><tag>dog</tag>", "<polygon>, <tag> are not read"),
+        ("".join(f"<t{n}>1</t{n}>" for n in range(9)), "<t0>, <t1>, <t2>, <t3>, <t4> and 4 more are not read"),
+    ],
+)
+def test_without_an_object_what_else_is_there_is_noted(inside, told):
+    found = parse(inside)
+    assert found.class_names == ()
+    assert found.notes == (f"there is no <object>, but {told}; the image is one without objects",)
+
+
+def test_what_voc_says_around_objects_is_no_object():
+    around = "<filename>a.jpg</filename><path>/a/a.jpg</path><source><database>VOC</database><annotation>P</annotation>"
+    around += "<image>flickr</image></source><owner><name>Me</name></owner><segmented>0</segmented><objects/>"
+    assert parse(around).notes == ()
+
+
+def test_another_root_around_objects_is_noted():
+    found = parse_annotation(annotation(an_object()).replace(b"annotation>", b"doc>"), 60, 50)
+    assert found.class_names == ("dog",)
+    assert found.notes == ("the root is <doc> and not <annotation>; its objects are taken all the same",)
+
+
+@pytest.mark.parametrize(("old", "new"), [("difficult", "Difficult"), ("truncated", "TRUNCATED"), ("size", "Size")])
+def test_tags_that_are_only_like_those_that_are_read_are_noted(old, new):
+    xml = annotation(an_object(difficult=1, truncated=1)).replace(f"{old}>".encode(), f"{new}>".encode())
+    assert parse_annotation(xml, 60, 50).notes == (
+        f"<{new}> is not read; write tags in small letters and without a namespace, as VOC does",
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["baby  raccoon", "baby\n    raccoon", "\tbaby raccoon ", "baby\u00a0raccoon", "baby\u3000raccoon"]
+)
+def test_white_space_in_a_class_name_is_one_space(name):
+    assert parse(an_object(name)).class_names == ("baby raccoon",)
+
+
+@pytest.mark.parametrize(("width", "height"), [("50.0", "60.0"), (" 50 ", "60."), ("5e1", "060")])
+def test_a_size_may_be_written_as_a_fraction(width, height):
+    found = parse(an_object(), size=(width, height))
+    assert found.notes == ()
+    assert stated_size(annotation(size=(width, height))) == (60, 50)
+
+
+def test_half_a_size_counts_as_far_as_it_goes():
+    xml = b"<annotation><size><width>25</width></size></annotation>"
+    assert stated_size(xml) is None
+    assert parse_annotation(xml, 60, 50).notes == ("<size> says 25 x ?, the image is 50 x 60; the image is believed",)
+    assert parse_annotation(xml, 60, 25).notes == ()
+
+
 def test_parts_of_an_object_are_not_objects():
     part = "<part><name>head</name><bndbox><xmin>3</xmin><ymin>3</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></part>"
     found = parse(an_object("person").replace("</object>", f"{part}</object>"))
@@ -181,7 +351,7 @@ def test_an_object_without_a_name_is_an_annotation_error():
             parse(an_object(), nameless)
 
 
-@pytest.mark.parametrize("value", ["", "abc", "nan", "inf", "-inf", "1e400", "1,5", None])
+@pytest.mark.parametrize("value", ["", "abc", "nan", "inf", "-inf", "1e400", "1,5", "1_0", None])
 @pytest.mark.parametrize("corner", range(4))
 def test_a_corner_that_is_no_number_is_an_annotation_error(corner, value):
     box = [1, 2, 30, 40]
