@@ -42,16 +42,17 @@ def ray_folder() -> str:
 
 
 def bring_token() -> None:
-    """Give the embedded Ray a token of its own, in the environment, where it would have to make a file in the home.
+    """Give the embedded Ray a token of its own, in the environment, where it would find none, or make a file for one.
 
-    Ray takes that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ``~/.ray/auth_token``, in this order.
+    Ray takes that of RAY_AUTH_TOKEN, else of the file RAY_AUTH_TOKEN_PATH, else of ``~/.ray/auth_token``.
     """
-    if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or _has_token_at_home()):
+    if not os.environ.get("RAY_AUTH_TOKEN") and not _token_in_file():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _has_token_at_home() -> bool:
+def _token_in_file() -> bool:
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
     try:
-        return bool(Path(os.path.expanduser("~/.ray/auth_token")).read_bytes().strip())
+        return bool(Path(path).read_bytes().strip())
     except OSError:  # none, or none that can be read
         return False

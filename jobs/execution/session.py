@@ -231,8 +231,6 @@ class _Connecting:
 
         where = self._address or "the embedded Ray"
         if isinstance(error, ray.exceptions.AuthenticationError):
-            if self._address is None:
-                raise RunFailed(f"cannot start on {where}, which needs no token: {reason(error)}") from error
             raise RunFailed(f"the Ray cluster refused us: {reason(error)} {_TOKEN}") from error
         # Exception itself, not a subclass, is what Ray raises when a node does not start in time
         if error is not None and (kind is Exception or isinstance(error, (OSError, RuntimeError, ValueError))):
