@@ -9,16 +9,15 @@ import io
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from jobs.cli.main import main
 from jobs.console.tables import print_table
+from tests import REPOSITORY
 from tests.voc_folder import small_data_set
 
 Ended = subprocess.CompletedProcess[bytes]
-HOME = Path(__file__).parents[4]
 
 PRINTS = """
 import sys
@@ -35,7 +34,7 @@ def printed(code: int = 0, times: int = 1, redirect: str = "", **environment: st
     """What a command that prints such names, and ends with ``code``, leaves behind a shell's redirections."""
     return subprocess.run(
         ["bash", "-c", f'"$0" "$@" {redirect}', sys.executable, "-c", PRINTS, str(code), str(times)],
-        cwd=HOME,
+        cwd=REPOSITORY,
         env={**os.environ, "PYTHONUTF8": "0", **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -93,14 +92,14 @@ def test_a_file_does_not_get_the_place_of_a_closed_stream(tmp_path):
         f"file = open({str(tmp_path / 'data')!r}, 'w'); os.write(1, b'printed'); sys.exit(file.fileno() < 3)"
     )
     command = ["bash", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code]
-    assert subprocess.run(command, cwd=HOME, check=False).returncode == 0
+    assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == 0
     assert (tmp_path / "data").read_bytes() == b""
 
 
 def test_a_stream_that_does_not_wait_gets_everything():
     reading, writing = os.pipe()
     os.set_blocking(writing, False)  # as programs do that share a terminal or a pipe with us
-    child = subprocess.Popen([sys.executable, "-c", PRINTS, "3", "20000"], cwd=HOME, stdout=writing)
+    child = subprocess.Popen([sys.executable, "-c", PRINTS, "3", "20000"], cwd=REPOSITORY, stdout=writing)
     os.close(writing)
     with open(reading, "rb") as file:
         assert len(file.read()) == 20000 * len("café 浣 \\udce9".encode()) + 1
@@ -129,6 +128,6 @@ def test_a_query_of_names_that_the_stream_lacks(root):
     sql = "select distinct class_name from objects order by 1 desc"
     command = [sys.executable, "-m", "jobs", "query", "--root", root, sql]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    ended = subprocess.run(command, cwd=HOME, env=environment, capture_output=True, check=False)
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert ended.stdout.splitlines()[1] == b"\\u6d63\\u718a"

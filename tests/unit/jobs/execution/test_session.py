@@ -19,9 +19,12 @@ def test_the_reason_is_told_whatever_line_of_ray_it_stands_in():
 
 
 def test_of_an_error_without_words_the_type_is_told():
-    with pytest.raises(
-        RunFailed, match=r"^cannot start on 1\.2\.3\.4:6379: TimeoutError, though somebody listens there"
-    ), _Connecting("1.2.3.4:6379"):
+    with (
+        pytest.raises(
+            RunFailed, match=r"^cannot start on 1\.2\.3\.4:6379: TimeoutError, though somebody listens there"
+        ),
+        _Connecting("1.2.3.4:6379"),
+    ):
         raise TimeoutError
 
 
