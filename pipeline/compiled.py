@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 import stat
 import tempfile
 from collections.abc import Callable
@@ -41,7 +43,49 @@ def _cached(function: _Function, folder: str, options: dict[str, Any]) -> _Funct
         cached: _Function = numba.njit(nogil=True, cache=True, **options)(function)
     finally:
         _settings.CACHE_DIR = before
+    if hasattr(cached, "_cache"):  # not with NUMBA_DISABLE_JIT
+        cached._cache = _Forgiving(cached._cache)
     return cached
+
+
+_OF_DAMAGE = (
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+)
+"""What numba raises at a full disk, and at files that a full disk or a lost machine has cut short: it has no care for
+them, and no name."""
+
+
+class _Forgiving:
+    """numba's cache of one function. What cannot be read from it is compiled; what cannot be kept in it is not."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """What is kept for a signature; None if there is none that can be used."""
+        try:
+            return self._cache.load_overload(signature, target)
+        except _OF_DAMAGE:
+            return None
+
+    def save_overload(self, signature: Any, made: Any) -> None:
+        """Keep what was compiled, in the place of what is damaged."""
+        try:
+            self._cache.save_overload(signature, made)
+        except _OF_DAMAGE:
+            with contextlib.suppress(OSError):
+                self._cache.flush()
+                self._cache.save_overload(signature, made)
 
 
 def _given_folder() -> str:

@@ -75,3 +75,22 @@ def test_nowhere_if_that_cannot_be(why, code, tmp_path, monkeypatch):
         else:
             folder.write_text("")
     assert cache_of(code) is None
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x80\x04."])
+def test_a_damaged_cache_is_made_again(damage, kind, code, tmp_path):
+    folder = Path(cache_of(code))
+    (file,) = folder.glob(f"*.{kind}")
+    whole = file.read_bytes()
+    file.write_bytes(damage)
+    assert cache_of(code) == str(folder)
+    assert len(file.read_bytes()) == len(whole)
+
+
+def test_a_cache_that_takes_nothing_any_more(code, monkeypatch):
+    folder = Path(cache_of(code))
+    for file in folder.iterdir():
+        file.unlink()
+        file.mkdir()  # root could write into a folder that is closed
+    assert cache_of(code) == str(folder)
