@@ -57,6 +57,8 @@ _OF_DAMAGE = (
     LookupError,
     AttributeError,
     ImportError,
+    RuntimeError,
+    MemoryError,
 )
 """What numba raises at a full disk, and at files that a full disk or a lost machine has cut short: it has no care for
 them, and no name."""
