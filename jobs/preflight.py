@@ -40,7 +40,11 @@ def problem() -> str | None:
         if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent != HOME:
             place = (spec.origin or next(iter(spec.submodule_search_locations or []), "?")) if spec else "nowhere"
             return f"Python would import {place} instead of {HOME / package}; run from another folder, or rename it"
-    other = shadowed(Path.cwd())
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        return f"the folder that you stand in cannot be used: {error.strerror}; go to another"
+    other = shadowed(here)
     if other:
         return f"Ray workers would import {other} instead of SPP's own package; run from another folder, or rename it"
     return None

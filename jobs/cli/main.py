@@ -1,7 +1,8 @@
 """The command line: ``spp VERB``, the same as ``python -m jobs VERB``.
 
 Results go to standard output, logs and progress to standard error; ``--json`` makes the last line of standard output
-one JSON object. Exit codes: 0 done; 1 failed; 2 usage or config; 3 done, but with failed images.
+one JSON object. Exit codes: 0 done; 1 failed; 2 usage or config; 3 done, but with failed images;
+141 done, but the reader of the results has gone.
 
 A verb imports what it needs when it is called, so that ``--help`` loads neither a store nor a stage.
 """
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), 1)
     except _damages() as error:
         return _complain(f"{error}; `spp repair` shows what it would drop, and the next run makes it anew", 1)
+    except UnicodeEncodeError as error:
+        return _complain(_no_text(error), 2)
     except _mistakes() as error:
         return _complain(f"{error}{_hint(error)}", 2)
     except _outages() as error:
@@ -96,6 +99,17 @@ def _usage_message(error: Any) -> str:
         hint = f" did you mean {close[0]!r}?" if close else ""
         return f"unknown verb {typed!r};{hint} verbs: {', '.join(verbs)}"
     return message
+
+
+def _no_text(error: UnicodeEncodeError) -> str:
+    """What to do about a name, of a file or in one, that cannot be handed on as text."""
+    encoding = sys.getfilesystemencoding()
+    if encoding not in ("utf-8", "utf8"):
+        return (
+            f"{error.object!r} is no name that the locale's encoding, {encoding}, can write; set PYTHONUTF8=1, or "
+            f"LC_ALL=C.UTF-8"
+        )
+    return f"the name {error.object!r} is not of UTF-8; rename what it stands for"
 
 
 def _complain(message: str, code: int) -> int:

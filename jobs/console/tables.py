@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.console.streams import encodable
 from jobs.errors import UsageError
 
 
@@ -23,9 +24,9 @@ def print_table(
     table = Table(box=None, pad_edge=False, header_style="bold")
     end = len(columns) if right_until is None else right_until
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if left <= number < end else "left", overflow="fold")
+        table.add_column(encodable(column), justify="right" if left <= number < end else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(encodable, row))  # before the columns are aligned
     if sys.stdout.isatty():
         Console(highlight=False, markup=False).print(table)
         return

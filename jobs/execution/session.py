@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -13,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.config.execution import ExecutionConfig
-from jobs.errors import RunFailed, UsageError
+from jobs.errors import RunFailed, UsageError, reason
+from jobs.execution.address import cluster_address
+from jobs.execution.embedded import bring_token, ray_folder
 from storage.root import Root, is_local
 
 _log = logging.getLogger("spp")
@@ -24,7 +25,6 @@ _MEMORY_PER_ACTOR = 1536 * 1024 * 1024
 _LOOK_EVERY = 10.0
 """Seconds for which what is known of the cluster's nodes is good."""
 
-_KNOCK_SECONDS = 20
 _TOKEN = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
 _TASKS_PER_GPU = 8
 """One-core tasks that share a GPU: each holds a head there, and the half gigabyte that a process costs."""
@@ -195,46 +195,46 @@ def _nothing() -> None:
     """What a node is asked for."""
 
 
-def _knock(address: str) -> bool:
-    """Whether this is a ``host:port``. RunFailed if nobody listens there; Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit():
-        return False
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
-    except OSError as error:
-        raise RunFailed(f"cannot start on {address}: {error}") from error
-    return True
-
-
 def _connect(config: ExecutionConfig) -> None:
-    import ray
-    import ray.exceptions
-
+    """Join the cluster of RAY_ADDRESS, or start an embedded Ray."""
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        folder = ray_folder()
+        bring_token()
+        options = {
+            "address": "local",
+            "num_cpus": config.num_cpus,
+            "include_dashboard": False,
+            "object_store_memory": config.object_store_mb * 1024 * 1024,
+            "_temp_dir": folder,
+        }
+    import ray
+
     logging.getLogger("ray").setLevel(logging.ERROR)
-    knocked = bool(address) and _knock(address or "")
-    try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            # A fresh local Ray switches token authentication on and keeps its token in the home folder
-            ray.init(
-                address="local",
-                num_cpus=config.num_cpus,
-                include_dashboard=False,
-                object_store_memory=config.object_store_mb * 1024 * 1024,
-                **quiet,
-            )
-    except ray.exceptions.AuthenticationError as error:
-        reason = str(error).splitlines()[0]
-        raise RunFailed(f"the Ray cluster refused us: {reason} {_TOKEN}") from error
-    except Exception as error:  # itself, not a subclass, is what Ray raises when a node does not start in time
-        if type(error) is not Exception and not isinstance(error, (ConnectionError, RuntimeError, ValueError, OSError)):
-            raise
-        where = address or "the embedded Ray"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        # to a wrong token a cluster answers nothing at all
-        hint = f", though somebody listens there. If it is a cluster with tokens: {_TOKEN}" if knocked else ""
-        raise RunFailed(f"cannot start on {where}: {reason}{hint}") from error
+    with _Connecting(address):
+        ray.init(**options, **quiet)
+
+
+class _Connecting:
+    """Tells in one line why Ray did not start, or let us in. ``address``: of a cluster; None for the embedded Ray."""
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        import ray.exceptions
+
+        where = self._address or "the embedded Ray"
+        if isinstance(error, ray.exceptions.AuthenticationError):
+            raise RunFailed(f"the Ray cluster refused us: {reason(error)} {_TOKEN}") from error
+        # Exception itself, not a subclass, is what Ray raises when a node does not start in time
+        if error is not None and (kind is Exception or isinstance(error, (OSError, RuntimeError, ValueError))):
+            # to a wrong token a cluster answers nothing at all
+            listens = self._address not in (None, "auto")
+            hint = f", though somebody listens there. If it is a cluster with tokens: {_TOKEN}" if listens else ""
+            raise RunFailed(f"cannot start on {where}: {reason(error)}{hint}") from error

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from jobs.errors import RunFailed
+from jobs.errors import RunFailed, reason
 from storage.root import store_errors
 
 _RETRIES = 3
@@ -27,9 +27,6 @@ def results(stage: str, refs: Sequence[ray.ObjectRef]) -> list[Any]:
         return ray.get(list(refs))
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
-        raise RunFailed(
-            f"{stage}: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
-        ) from error
+        raise RunFailed(f"{stage}: {type(cause).__name__}: {reason(cause)}") from error
     except ray.exceptions.RayError as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise RunFailed(f"{stage}: {type(error).__name__}: {reason}; run the same command again") from error
+        raise RunFailed(f"{stage}: {type(error).__name__}: {reason(error)}; run the same command again") from error

@@ -42,7 +42,7 @@ def _begin(invocation: Invocation, sections: Collection[str] | None) -> RunRecor
     record = RunRecord(
         name=invocation.name,
         config=invocation.config.model_dump(mode="json", include=None if sections is None else set(sections)),
-        argv=list(invocation.argv),
+        argv=[part.encode(errors="backslashreplace").decode() for part in invocation.argv],  # some names are no UTF-8
         versions=versions(),
         host=socket.gethostname(),
         started=_now(),

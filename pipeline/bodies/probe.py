@@ -29,6 +29,10 @@ class NoGeometryError(ValueError):
     """The cells of a network's map have no constant stride and centre. The message says what was found."""
 
 
+_OF_NETWORKS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What foreign networks, and torch, raise at an image that does not suit them."""
+
+
 class _CannotTakeError(NoGeometryError):
     """Of one size of image."""
 
@@ -173,7 +177,7 @@ class _Probe:
                 found: torch.Tensor = self.network(image * 1)  # not the leaf itself: some networks normalise in place
         except NoGeometryError:
             raise
-        except Exception as error:  # whatever a foreign network raises
+        except _OF_NETWORKS as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise _CannotTakeError(f"it cannot take {image.shape[2]} x {image.shape[3]} pixels ({reason})") from error
         if found.ndim != 4:

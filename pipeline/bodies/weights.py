@@ -241,6 +241,11 @@ def download_state(url: str) -> State:
             f"weights: random or the body efficientnet_lite0, whose weights come with a Python package"
         ) from error
     except (pickle.UnpicklingError, *_UNREADABLE) as error:
+        if isinstance(error, OSError) and not os.path.exists(os.path.join(cache, name)):
+            raise WeightsError(
+                f"weights {name} cannot be kept in {cache}: {error.strerror or error}; set TORCH_HOME to a folder that "
+                f"can be written to, or use weights: PATH or weights: random"
+            ) from error
         raise WeightsError(
             f"weights {name} in {cache} cannot be used: {_reason(error)}; remove a file that is there, or use "
             f"weights: random"

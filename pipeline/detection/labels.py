@@ -9,11 +9,11 @@ Boxes are half-open pixels (``pipeline.boxes``); a class is its index, from 0; c
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.boxes import Boxes, area, iou
+from pipeline.compiled import compiled
 from pipeline.spp.windows import Windows
 
 Classes = NDArray[np.integer]
@@ -126,7 +126,7 @@ def _check_classes(truth: Boxes | Mask, truth_class: Classes, classes: int) -> N
         raise ValueError(f"classes of ground truth must be 0 .. {classes - 1}, got {np.unique(truth_class).tolist()}")
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _drop_overlapping(
     boxes: NDArray[np.float32], areas: NDArray[np.float32], kept: NDArray[np.bool_], above: np.float32
 ) -> None:

@@ -6,11 +6,11 @@ Boxes overlap too much when their IoU is strictly above the limit: at 0.3, a pai
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.boxes import Boxes
+from pipeline.compiled import compiled
 
 OVERLAP = 0.3
 """Of the released code and of R-CNN."""
@@ -36,7 +36,7 @@ def nms(boxes: Boxes, scores: NDArray[np.floating], overlap: float = OVERLAP) ->
     return order[_stay(corners[order], float(overlap))].astype(np.int64, copy=False)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _stay(boxes: NDArray[np.float64], overlap: float) -> NDArray[np.bool_]:
     """Which of float64 boxes (N, 4), best first, remain.
 

@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.products import one_thread
 
 
@@ -223,7 +223,7 @@ def _check_kinds(positive: NDArray[np.bool_]) -> None:
 _SWEEPS_BETWEEN_CHECKS = 5
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _descend(
     gram: NDArray[np.float32],
     signs: NDArray[np.float64],

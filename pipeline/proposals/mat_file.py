@@ -34,13 +34,20 @@ _REFUSED = 3
 
 
 def _cells(data: bytes) -> tuple[list[str], list[NDArray[np.float32]]]:
-    from scipy.io import loadmat
+    import zlib
 
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    of_damage = (  # what it makes of damaged bytes; of any other error its reader dies
+        *(OSError, ValueError, TypeError, LookupError, ArithmeticError, NameError, MemoryError),
+        *(zlib.error, MatReadError),
+    )
     try:
         cells = loadmat(io.BytesIO(data), variable_names=("images", "boxes"))
     except NotImplementedError:
         raise MatError("it is of MATLAB 7.3; save it with -v7, or as Parquet") from None
-    except Exception as error:  # whatever scipy makes of damaged bytes
+    except of_damage as error:
         raise MatError(f"it is no .mat file that can be read: {error}") from error
     for name in ("images", "boxes"):
         if name not in cells:
@@ -67,7 +74,7 @@ def _serve() -> None:
     try:
         names, values = _cells(sys.stdin.buffer.read())
     except MatError as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        sys.stderr.buffer.write(" ".join(str(error).split()).encode(errors="backslashreplace"))
         raise SystemExit(_REFUSED) from None
     answer = io.BytesIO()
     numbers = np.concatenate([np.empty((0, 4), np.float32), *values])

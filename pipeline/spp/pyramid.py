@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.spp.windows import Windows
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _check_windows(windows: Windows, height: int, width: int) -> None:
         raise ValueError(f"windows must be inclusive cells inside the {height} x {width} map, first <= last")
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _clear_negative_zero(bits: NDArray[np.int16]) -> bool:
     """-0 becomes +0, in place; False if some value is infinite or NaN (an exponent of all ones)."""
     beyond = 0
@@ -186,7 +186,7 @@ def _clear_negative_zero(bits: NDArray[np.int16]) -> bool:
     return beyond == 0
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _has_negative(bits: NDArray[np.int16]) -> np.bool_:
     signs = np.int16(0)
     for i in range(bits.size):
@@ -194,7 +194,7 @@ def _has_negative(bits: NDArray[np.int16]) -> np.bool_:
     return signs < 0
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _flip_negative(bits: NDArray[np.int16]) -> NDArray[np.int16]:
     """float16 bits to int16 keys of the same order, and back: the map is its own inverse."""
     keys = np.empty_like(bits)
@@ -203,7 +203,7 @@ def _flip_negative(bits: NDArray[np.int16]) -> NDArray[np.int16]:
     return keys
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _pool_keys(
     keys: NDArray[np.int16],
     windows: NDArray[np.int16],
@@ -275,7 +275,7 @@ def _pool_keys(
                 vector[c] = vector[c] ^ ((vector[c] >> 15) & 0x7FFF)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _side(plan: NDArray[np.int64], offset: np.int64) -> np.int64:
     """Bins per axis of the level that stands at ``offset``."""
     for row in range(plan.shape[0]):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import cv2
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.proposals.selective_search import Colour
 
 _CONVERSIONS = {"hsv": cv2.COLOR_RGB2HSV_FULL, "lab": cv2.COLOR_RGB2LAB}
@@ -35,7 +35,7 @@ def _blur(colours: NDArray[np.uint8], sigma: float) -> NDArray[np.uint16]:
     return planes
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _convolve(colours: NDArray[np.uint8], kernel: NDArray[np.uint32], planes: NDArray[np.uint16]) -> None:
     """Across, then down, with half a symmetric kernel in 65536ths; the border goes on for ever."""
     height, width = colours.shape[:2]

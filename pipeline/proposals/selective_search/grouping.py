@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.proposals.selective_search.regions import COLOUR, Regions
 
 _PARTS = 65535
@@ -44,7 +44,7 @@ def group(regions: Regions, colour: bool) -> NDArray[np.int32]:
     return boxes
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _group(
     pixels: int,
     sizes: NDArray[np.int64],
@@ -125,7 +125,7 @@ def _group(
         first[a] = kept
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _chain(pairs: NDArray[np.int32], count: int) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
     """Lists of neighbours: the place an entry leads to, the one that follows it (-1: none), the first of each list."""
     neighbour = np.empty(2 * len(pairs), np.int32)
@@ -138,7 +138,7 @@ def _chain(pairs: NDArray[np.int32], count: int) -> tuple[NDArray[np.int32], NDA
     return neighbour, following, first
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _normalise(counts: NDArray[np.int32], size: np.int64, shares: NDArray[np.float32]) -> None:
     """Counts of pixels to parts of 65535, whole numbers."""
     factor = _PARTS / size
@@ -146,7 +146,7 @@ def _normalise(counts: NDArray[np.int32], size: np.int64, shares: NDArray[np.flo
         shares[i] = np.float32(np.int32(counts[i] * factor + 0.5))
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
+@compiled(fastmath={"reassoc"})
 def _shared(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.int64:
     """The intersection of two histograms. Whole numbers: the order of additions is free."""
     total = np.float32(0)
@@ -155,7 +155,7 @@ def _shared(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.int64:
     return np.int64(total)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _similarity(
     a: np.int64,
     b: np.int64,
@@ -179,12 +179,12 @@ def _similarity(
     return np.int32(total + 2 * ONE - np.int64(np.uint64(ONE * width * height) // np.uint64(pixels)))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _goes_first(similarity: np.int32, pair: np.int64, other_similarity: np.int32, other_pair: np.int64) -> np.bool_:
     return similarity > other_similarity or (similarity == other_similarity and pair < other_pair)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _sink(similarities: NDArray[np.int32], heap: NDArray[np.int64], i: int, waiting: int) -> None:
     """Put what is at ``i`` where it belongs among what is below."""
     similarity, pair = similarities[i], heap[i]
@@ -200,7 +200,7 @@ def _sink(similarities: NDArray[np.int32], heap: NDArray[np.int64], i: int, wait
     similarities[i], heap[i] = similarity, pair
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _rise(similarities: NDArray[np.int32], heap: NDArray[np.int64], i: int) -> None:
     """Put what is at ``i`` where it belongs among what is above."""
     similarity, pair = similarities[i], heap[i]
@@ -213,7 +213,7 @@ def _rise(similarities: NDArray[np.int32], heap: NDArray[np.int64], i: int) -> N
     similarities[i], heap[i] = similarity, pair
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _make_room(
     similarities: NDArray[np.int32], heap: NDArray[np.int64], alive: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], int]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.compiled import compiled
 
 COLOUR_BINS = 25
 TEXTURE_BINS = 10
@@ -68,7 +69,7 @@ def describe(labels: NDArray[np.int32], codes: NDArray[np.uint8]) -> Regions:
     return Regions(labels.size, sizes, boxes, counts, _touching(labels, count))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _encode(colours: NDArray[np.uint8], planes: NDArray[np.uint16], codes: NDArray[np.uint8]) -> None:
     height, width = planes.shape[1:]
     scale = np.float32(TEXTURE_BINS / (2 * 256 * _STEEPEST))
@@ -98,13 +99,13 @@ def _encode(colours: NDArray[np.uint8], planes: NDArray[np.uint16], codes: NDArr
                 rising[x] = _signed_bin((dx - dy) * diagonal)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _signed_bin(slope: np.float32) -> np.uint8:
     highest = np.float32(TEXTURE_BINS - 1)
     return np.uint8(np.int32(min(max(slope, -highest), highest)) + np.int32(TEXTURE_BINS - 1))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _measure(labels: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Sizes and boxes, run by run: a label is looked up where it changes."""
     height, width = labels.shape
@@ -124,7 +125,7 @@ def _measure(labels: NDArray[np.int32], count: int) -> tuple[NDArray[np.int64], 
     return sizes, boxes
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _accumulate(labels: NDArray[np.int32], codes: NDArray[np.uint8], raw: NDArray[np.int32]) -> None:
     for pixel in range(labels.size):
         row = raw[labels[pixel]]
@@ -134,7 +135,7 @@ def _accumulate(labels: NDArray[np.int32], codes: NDArray[np.uint8], raw: NDArra
             row[np.uint32(COLOUR + axis * _ORIENTED + codes[3 + axis, pixel])] += np.int32(1)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _unfold(raw: NDArray[np.int32], counts: NDArray[np.int32]) -> None:
     """Codes of axes to bins of orientations: what rises along one falls, in bin 0, along its opposite."""
     for region in range(raw.shape[0]):
@@ -157,7 +158,7 @@ def _touching(labels: NDArray[np.int32], count: int) -> NDArray[np.int32]:
     return np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1).astype(np.int32)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _pairs(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
     """Every pair of touching regions once, lower number << 32 | higher number, in no order. A hash set in an array.
 
@@ -186,12 +187,12 @@ def _pairs(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
     return keys[keys >= 0]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _key(a: np.int32, b: np.int32) -> np.int64:
     return (np.int64(min(a, b)) << 32) | np.int64(max(a, b))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _insert(keys: NDArray[np.int64], key: np.int64) -> int:
     """1 if the key is new, else 0."""
     mask = np.uint64(keys.size - 1)
@@ -204,7 +205,7 @@ def _insert(keys: NDArray[np.int64], key: np.int64) -> int:
     return 0
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _rehashed(keys: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
     larger = np.full(capacity, -1, np.int64)
     for key in keys:
@@ -213,7 +214,7 @@ def _rehashed(keys: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
     return larger
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _power_of_two(least: int) -> int:
     power = 1
     while power < least:

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.compiled import compiled
 from pipeline.proposals.selective_search import MOST_K
 
 STEPS = 64
@@ -112,7 +112,7 @@ def _steps_to_neighbours(width: int) -> NDArray[np.uint32]:
     return np.array([1, width, width + 1, width - 1], np.uint32)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _weigh(planes: NDArray[np.uint16], weights: NDArray[np.uint16]) -> None:
     height, width = planes.shape[1:]
     for direction in range(4):
@@ -133,7 +133,7 @@ def _weigh(planes: NDArray[np.uint16], weights: NDArray[np.uint16]) -> None:
                 row[x] = np.uint16(distance * np.float32(STEPS / 256) + np.float32(0.5))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _mark_heaviest(weights: NDArray[np.uint16], heaviest: NDArray[np.bool_]) -> None:
     """Of a block ``a b / c d``: the edges heavier than all others of one of its four triangles and three squares."""
     height, width = weights.shape[1:]
@@ -157,13 +157,13 @@ def _mark_heaviest(weights: NDArray[np.uint16], heaviest: NDArray[np.bool_]) -> 
             of_bd[x] |= s > min(min(max(p, t), max(q, u)), min(max(max(p, q), r), max(max(r, t), u)))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _leave_out(weights: NDArray[np.uint16], marked: NDArray[np.bool_]) -> None:
     for i in range(weights.size):
         weights[i] = NO_EDGE if marked[i] else weights[i]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _two_lightest(weights: NDArray[np.uint16], lightest: NDArray[np.uint16], second: NDArray[np.uint16]) -> None:
     """Of the eight edges at every pixel."""
     height, width = lightest.shape
@@ -181,7 +181,7 @@ def _two_lightest(weights: NDArray[np.uint16], lightest: NDArray[np.uint16], sec
                     light[x] = min(light[x], row[x])
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _mark_pairs(
     weights: NDArray[np.uint16],
     lightest: NDArray[np.uint16],
@@ -203,7 +203,7 @@ def _mark_pairs(
                 marks[x] = lighter & (row[x] <= most)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _reach(direction: int, width: int) -> tuple[int, int, int, int]:
     """How far down and across an edge leads, and the first and last + 1 column it may start from."""
     down = 0 if direction == 0 else 1
@@ -213,7 +213,7 @@ def _reach(direction: int, width: int) -> tuple[int, int, int, int]:
     return down, across, first, last
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _choose(
     weights: NDArray[np.uint16], paired: NDArray[np.bool_], pairs: NDArray[np.uint32], chosen: NDArray[np.uint32]
 ) -> tuple[int, int]:
@@ -233,7 +233,7 @@ def _choose(
     return pair_count, count
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _counting_sort(edges: NDArray[np.uint32], weights: NDArray[np.uint16], in_order: NDArray[np.uint32]) -> None:
     """By weight; of equal ones the first stays first."""
     place = np.zeros(NO_EDGE, np.uint32)
@@ -250,7 +250,7 @@ def _counting_sort(edges: NDArray[np.uint32], weights: NDArray[np.uint16], in_or
         place[weight] += np.uint32(1)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _root(parent: NDArray[np.uint32], pixel: np.uint32) -> np.uint32:
     """Of the tree of ``pixel``; halves the path on the way."""
     above = parent[pixel]
@@ -262,7 +262,7 @@ def _root(parent: NDArray[np.uint32], pixel: np.uint32) -> np.uint32:
     return pixel
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _start(
     pixels: int, pairs: NDArray[np.uint32], weights: NDArray[np.uint16], steps: NDArray[np.uint32], k: np.uint32
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
@@ -280,7 +280,7 @@ def _start(
     return parent, components
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _join(
     edges: NDArray[np.uint32],
     weights: NDArray[np.uint16],
@@ -334,7 +334,7 @@ def _join(
     return opened
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _join_small(
     edges: NDArray[np.uint32],
     steps: NDArray[np.uint32],
@@ -355,7 +355,7 @@ def _join_small(
                 components[a, 0] = size_a + size_b
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _number(parent: NDArray[np.uint32]) -> NDArray[np.int32]:
     """The trees' numbers, int32, from 0 in the order of their first pixels."""
     numbers = np.full(parent.size, -1, np.int32)  # of roots that have one

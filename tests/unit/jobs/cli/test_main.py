@@ -12,6 +12,7 @@ import yaml
 
 from jobs.cli.main import main
 from storage import files, open_root
+from tests import REPOSITORY
 from tests.stored import store_run
 from tests.voc_folder import small_data_set
 
@@ -105,6 +106,29 @@ def test_a_root_that_cannot_be_written(config, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["run", "--config", str(config), "--root", str(tmp_path / "file" / "root")]) == 2
     assert "cannot be written to" in complaint(capsys)
+
+
+def test_names_that_are_no_utf8(config, tmp_path, capsys, monkeypatch):
+    latin = os.fsdecode(b"\xe4")
+    (tmp_path / latin).mkdir()
+    config = config.rename(tmp_path / latin / "small.yaml")
+    monkeypatch.setattr(sys, "argv", ["spp", "index", "--config", str(config)])
+    assert main(["index", "--config", str(config), "--root", str(tmp_path / "root")]) == 0
+    assert "\\\\udce4" in (tmp_path / "root" / "runs" / "small.json").read_text()
+    capsys.readouterr()
+    assert main(["index", "--config", str(config), "--root", str(tmp_path / latin / "root")]) == 2
+    assert "is not of UTF-8; rename what it stands for" in complaint(capsys)
+
+
+def test_a_folder_that_is_gone_is_left_in_one_line(tmp_path):
+    code = (
+        "import os, sys; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); sys.path.insert(0, sys.argv.pop(1)); "
+        "from jobs.__main__ import main; main()"
+    )
+    ended = _run([sys.executable, "-c", code, str(REPOSITORY), "status", "--root", "r"], cwd=tmp_path)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line == "spp: error: the folder that you stand in cannot be used: No such file or directory; go to another"
 
 
 def test_a_query_of_a_damaged_file(tmp_path, capsys):

@@ -524,6 +524,13 @@ def test_an_unreachable_server_is_an_error_with_the_file_its_place_and_the_offli
         assert weights_digest(load_state(spec, "default")) == weights_digest(state)
 
 
+@pytest.mark.parametrize("folder", ["/proc/nothing", "/dev/null/hub"])
+def test_a_cache_that_cannot_be_written_is_told_from_a_file_that_cannot_be_read(folder, cache):
+    torch.hub.set_dir(folder)
+    with pytest.raises(WeightsError, match=f"cannot be kept in {folder}/checkpoints: .*; set TORCH_HOME to a folder"):
+        download_state("http://127.0.0.1:9/tiny-12345678.pth")
+
+
 def test_a_connection_that_breaks_is_a_weights_error(cache):
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
