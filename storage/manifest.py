@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import io
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -111,8 +111,13 @@ class Manifest:
     @cached_property
     def ledger(self) -> list[LedgerRow]:
         """Every ledger row."""
-        texts = [text for text in self.table["ledger"].to_pylist() if text != "[]"]
-        return [LedgerRow.model_validate(row) for text in texts for row in json.loads(text)]
+        return [row for rows in self.ledgers() for row in rows]
+
+    def ledgers(self) -> Iterator[list[LedgerRow]]:
+        """The ledger rows of one shard after another, of those that have some. All rows of an image are in one."""
+        for text in self.table["ledger"].to_pylist():
+            if text != "[]":
+                yield [LedgerRow.model_validate(row) for row in json.loads(text)]
 
     @property
     def failed(self) -> int:

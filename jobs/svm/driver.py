@@ -193,7 +193,6 @@ class _Training:
                 reason = "negatives" if name in self._positives else "positives"
                 text = f"class {name!r} has no {reason} in the training splits, so it has no SVM and is never detected"
                 notes.append(LedgerRow(image_id=name, stage="train-svm", type="NoExamples", message=text, level="note"))
-                self._say(f"note: {text}")
                 continue
             one = trained[name]
             assert one.fit is not None
@@ -224,6 +223,8 @@ class _Training:
                 f"objective {last:.4f}, over all windows {everything:.4f}"
                 + (f"; {left_out:,} left out by a cap" if left_out else "")
             )
+        if notes:
+            self._say(f"note: {len(notes)} of {len(self._data.class_names)} classes have no SVM: {notes[0].message}")
         return rows, notes
 
     def _train(self, added: dict[int, int], pass_: int, round_: int) -> None:
