@@ -190,7 +190,6 @@ def test_degenerate_classes_images_and_splits_are_stated_results(cloned, capsys)
     )
     told = [line.split(", such as ")[0] for line in captured.out.splitlines() if line.startswith("note: ")]
     assert told == [
-        "note: propose: 1 of 17 images have no proposals",
         "note: train-svm: 1 of 4 classes have nothing to learn from",
         "note: train-bbox: 1 of 4 classes have nothing to learn from",
     ]
