@@ -14,6 +14,7 @@ from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from storage.commits import Commit, CommitName, LedgerRow, commit_key, read_commits
 from storage.identity import METHOD_LENGTH, digest
@@ -41,6 +42,9 @@ _SCHEMA = pa.schema(
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION)},
 )
+
+LEDGER_KEYS = frozenset({"image_id", "stage", "type", "message", "level"})
+"""What every ledger row says, of any version."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +114,32 @@ class Manifest:
 
     @cached_property
     def ledger(self) -> list[LedgerRow]:
-        """Every ledger row."""
-        return [row for rows in self.ledgers() for row in rows]
+        """Every ledger row. StorageError if one is damaged."""
+        try:
+            return [LedgerRow.model_validate(row) for rows in self.ledgers() for row in rows]
+        except ValidationError as error:
+            raise self._damaged_ledger() from error
 
-    def ledgers(self) -> Iterator[list[LedgerRow]]:
-        """The ledger rows of one shard after another, of those that have some. All rows of an image are in one."""
+    def ledgers(self) -> Iterator[list[dict[str, str]]]:
+        """The ledger rows of one shard after another, of those that have some: the values of ``LedgerRow`` by name.
+
+        All rows of an image are in one of them. StorageError if one is damaged.
+        """
         for text in self.table["ledger"].to_pylist():
-            if text != "[]":
-                yield [LedgerRow.model_validate(row) for row in json.loads(text)]
+            if text == "[]":
+                continue
+            try:
+                rows = json.loads(text)
+                whole = all(row.keys() >= LEDGER_KEYS for row in rows)
+            except (ValueError, TypeError, AttributeError) as error:  # no JSON, or JSON of something else
+                raise self._damaged_ledger() from error
+            if not whole:
+                raise self._damaged_ledger()
+            yield rows
+
+    def _damaged_ledger(self) -> StorageError:
+        key = manifest_key(self.dataset, self.method, self.digest)
+        return StorageError(f"{key} is damaged: its ledger is; remove it, and the next `spp run` makes it anew")
 
     @property
     def failed(self) -> int:

@@ -144,14 +144,14 @@ def notes(
     from jobs.run.ledger import ledger_rows
 
     place, record = recorded_run_of(config, root, run_name, set_)
+    columns = "stage", "dataset", "image_id", "level", "type", "message"
     shown, count = [], 0
-    for name, row in ledger_rows(place, record, dataset):
-        if failed and row.level != "failed":
+    for row in ledger_rows(place, record, dataset):
+        if failed and row["level"] != "failed":
             continue
         count += 1
         if not limit or count <= limit:
-            shown.append({"dataset": name, **row.model_dump(exclude={"attempt"})})
-    columns = "stage", "dataset", "image_id", "level", "type", "message"
+            shown.append({column: row[column] for column in columns})
     if shown:
         print_table(columns, [[row[column] for column in columns] for row in shown], len(columns))
     if len(shown) < count:

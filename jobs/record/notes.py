@@ -75,15 +75,18 @@ def notes_in(manifest: Manifest) -> list[NoteCount]:
     """The notes of one dataset by stage and type, in the order in which types turn up; one shard at a time."""
     kinds: dict[tuple[str, str], _Kind] = {}
     for rows in manifest.ledgers():
-        seen = set()
+        things: dict[tuple[str, str], set[str]] = {}
         for row in rows:
-            if row.level != "note":
+            if row["level"] != "note":
                 continue
-            kind = kinds.setdefault((row.stage, row.type), _Kind(row.stage, row.image_id, row.message))
-            kind.count += 1
-            thing = (row.stage, row.type, row.image_id)
-            kind.things += bool(row.image_id) and thing not in seen
-            seen.add(thing)
+            key = (row["stage"], row["type"])
+            if key not in kinds:
+                kinds[key] = _Kind(row["stage"], row["image_id"], row["message"])
+            kinds[key].count += 1
+            if row["image_id"]:
+                things.setdefault(key, set()).add(row["image_id"])
+        for key, ids in things.items():
+            kinds[key].things += len(ids)
     unit = unit_column(manifest.dataset)
     counted = manifest.images + manifest.failed if kinds and unit in _NOUNS else None
     return [

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 
 from jobs.errors import UsageError
 from jobs.run.status import manifests
-from storage.commits import LedgerRow
+from storage.manifest import LEDGER_KEYS
 from storage.root import Root
 from storage.runs import RunRecord
 
 
-def ledger_rows(root: Root, record: RunRecord, dataset: str | None = None) -> Iterator[tuple[str, LedgerRow]]:
-    """Dataset and row, one after another, of all datasets of a run or of one; of incomplete ones what is committed.
+def ledger_rows(root: Root, record: RunRecord, dataset: str | None = None) -> Iterator[dict[str, str]]:
+    """The ledger rows, one after another, of all datasets of a run or of one; of incomplete ones what is committed.
 
-    UsageError if the run has no such dataset.
+    Each has its dataset, stage, image_id (or a class), level, type and message. UsageError if there is no such dataset.
     """
     names = list(record.datasets)
     if dataset is not None and dataset not in names:
@@ -27,8 +27,9 @@ def ledger_rows(root: Root, record: RunRecord, dataset: str | None = None) -> It
         raise UsageError(f"--dataset {dataset!r}: {hint}run {record.name!r} has {', '.join(names) or 'nothing yet'}")
     for manifest in manifests(root, record, names if dataset is None else [dataset]):
         for rows in manifest.ledgers():
-            yield from ((manifest.dataset, row) for row in rows)
+            yield from ({"dataset": manifest.dataset, **{key: row[key] for key in LEDGER_KEYS}} for row in rows)
         # a network in test has no ledger of its own
         for image_id, reason in record.datasets[manifest.dataset].quality.get("failed", {}).items():
             stage, kind, message = reason.split(": ", 2)
-            yield manifest.dataset, LedgerRow(image_id=image_id, stage=stage, type=kind, message=message)
+            told = {"stage": stage, "image_id": image_id, "level": "failed", "type": kind, "message": message}
+            yield {"dataset": manifest.dataset, **told}

@@ -94,10 +94,9 @@ def test_a_dataset_that_the_run_has_not_is_one_line(root, capsys):
 def test_what_failed_in_the_test_of_a_network_is_listed_too(root):
     record = publish_run(root, datasets=["images"])
     record.datasets["images"].quality["failed"] = {"x": "pretrain: ImageError: x.jpg: cut: short"}
-    (_, _), (dataset, row) = ledger_rows(root, record)
-    assert (dataset, row.image_id, row.level) == ("images", "x", "failed")
-    assert (row.stage, row.type) == ("pretrain", "ImageError")
-    assert row.message == "x.jpg: cut: short"
+    _, row = ledger_rows(root, record)
+    assert (row["dataset"], row["image_id"], row["level"]) == ("images", "x", "failed")
+    assert (row["stage"], row["type"], row["message"]) == ("pretrain", "ImageError", "x.jpg: cut: short")
 
 
 def test_of_a_run_that_has_made_nothing_there_is_nothing(tmp_path, capsys):
