@@ -8,13 +8,14 @@ from __future__ import annotations
 import bisect
 import io
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from storage.commits import Commit, CommitName, LedgerRow, commit_key, read_commits
 from storage.damage import DamagedFileError, reading
@@ -43,6 +44,9 @@ _SCHEMA = pa.schema(
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION)},
 )
+
+LEDGER_KEYS = frozenset({"image_id", "stage", "type", "message", "level"})
+"""What every ledger row says, of any version."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,31 @@ class Manifest:
 
     @cached_property
     def ledger(self) -> list[LedgerRow]:
-        """Every ledger row."""
-        texts = [text for text in self.table["ledger"].to_pylist() if text != "[]"]
-        return [LedgerRow.model_validate(row) for text in texts for row in json.loads(text)]
+        """Every ledger row. DamagedFileError if one is damaged."""
+        try:
+            return [LedgerRow.model_validate(row) for rows in self.ledgers() for row in rows]
+        except ValidationError as error:
+            raise self._damaged_ledger() from error
+
+    def ledgers(self) -> Iterator[list[dict[str, str]]]:
+        """The ledger rows of one shard after another, of those that have some: the values of ``LedgerRow`` by name.
+
+        All rows of an image are in one of them. DamagedFileError if one is damaged.
+        """
+        for text in self.table["ledger"].to_pylist():
+            if text == "[]":
+                continue
+            try:
+                rows = json.loads(text)
+                whole = all(row.keys() >= LEDGER_KEYS for row in rows)
+            except (ValueError, TypeError, AttributeError) as error:  # no JSON, or JSON of something else
+                raise self._damaged_ledger() from error
+            if not whole:
+                raise self._damaged_ledger()
+            yield rows
+
+    def _damaged_ledger(self) -> DamagedFileError:
+        return DamagedFileError(manifest_key(self.dataset, self.method, self.digest), "its ledger is no list of notes")
 
     @property
     def failed(self) -> int:

@@ -28,11 +28,19 @@ def _make(assignment: Assignment) -> dict[str, DatasetRecord]:
     }
 
 
+def _foresee(context: Context) -> Iterator[str]:
+    from jobs.dataset.examples import to_learn_from
+
+    to_learn_from(context, "train-bbox", context.config.bbox.difficult_positive, "bbox.difficult_positive")
+    return iter(())  # of classes without positives the stage before it tells
+
+
 TRAIN_BBOX = Stage(
     name="train-bbox",
     summary="One box regressor per class.",
     datasets=("regressors",),
     planned=_planned,
     images=Context.train_images,
+    foresee=_foresee,
     make=_make,
 )

@@ -13,7 +13,7 @@ import ray
 
 from jobs.classify.actor import ViewActor, ViewShard
 from jobs.classify.method import classify_method, image_features_method
-from jobs.classify.protocols import held_out_splits, protocol_splits
+from jobs.classify.protocols import held_out_splits, protocol_splits, split_notes
 from jobs.classify.summary import class_means, measure_of, summary
 from jobs.classify.task import HELD_OUT, TEST, LayerResult, LayerTask, choose_solver, measure_layer
 from jobs.config.run_config import RunConfig
@@ -65,7 +65,10 @@ def classify(invocation: Invocation, retry: bool = False) -> RunRecord:
         # what cannot be done is said before hours of work
         lengths = _layer_lengths(config, body, layers)
         labels = ImageLabels.of(index)
-        _solvers(config, labels, protocol_splits(config, labels), layers, lengths)
+        splits = protocol_splits(config, labels)
+        for note in split_notes(config, labels, splits):
+            _log.warning("note: %s", note)
+        _solvers(config, labels, splits, layers, lengths)
         made = _image_features(invocation, record, index, body, layers, lengths, session, retry)
         if made.manifest != getattr(record.datasets.get("image_features"), "manifest", None):
             for name in ("classification", "image_scores"):  # an interrupt now must not leave them beside other layers

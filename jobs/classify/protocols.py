@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from jobs.config.run_config import RunConfig
+from jobs.dataset.examples import named
 from jobs.dataset.labels import ImageLabels
 from jobs.errors import UsageError
 from pipeline.measures.classification import Split, SplitError, held_out_split, random_split
@@ -55,6 +56,21 @@ def protocol_splits(config: RunConfig, labels: ImageLabels) -> list[tuple[int, S
         ]
     except SplitError as error:
         raise UsageError(f"classify.train_per_class: {error}; lower it, or leave the class out") from error
+
+
+def split_notes(config: RunConfig, labels: ImageLabels, splits: Sequence[tuple[int, Split]]) -> Iterator[str]:
+    """Notes on the classes that one of ``splits`` gives nothing to train on, or nothing to test on."""
+    shows, used = labels.shows, ~labels.ignored
+    sides = [(shows[split.train], used[split.train], shows[split.test]) for _, split in splits]
+    trained = [(own & used).any(axis=0) & (~own & used).any(axis=0) for own, used, _ in sides]
+    tested = [own.any(axis=0) for _, _, own in sides]
+    for there, lack in (
+        (trained, "train_splits has not both images with and without them, so they have no SVM"),
+        (tested, "test_splits has no image that shows them, so nothing is measured of them"),
+    ):
+        without = [labels.class_names[column] for column in np.flatnonzero(~np.all(there, axis=0))]
+        if without:
+            yield f"classify: {len(without)} of {len(labels.class_names)} classes: dataset.{lack}: {named(without)}"
 
 
 def _check_classes(config: RunConfig, labels: ImageLabels, train: np.ndarray, test: np.ndarray) -> None:

@@ -24,7 +24,7 @@ from jobs.cli.app import (
     recorded_run_of,
 )
 from jobs.cli.runs import stages_until
-from jobs.console.runs import metrics_of, print_metrics, print_quality, quality_of
+from jobs.console.runs import metrics_of, print_metrics, print_quality, quality_of, tell_notes
 from jobs.console.tables import cell, in_bytes, in_seconds, in_time, print_json, print_table, write_texts
 from jobs.errors import UsageError
 from jobs.run.forecast import Forecast
@@ -84,7 +84,7 @@ def status(
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Every stage: state, images, failed images, rows, bytes, seconds."""
+    """Every stage: state, images, failed images, notes, rows, bytes, seconds."""
     from jobs.run import status as states
 
     place, record = recorded_run_of(config, root, run_name, set_)
@@ -98,15 +98,18 @@ def status(
             e.state,
             f"{e.images}",
             f"{e.failed}",
+            f"{e.note_count}",
             f"{e.rows:,}",
             in_bytes(e.bytes),
             in_seconds(e.seconds),
         )
         for e in entries
     ]
-    print_table(("stage", "dataset", "method", "state", "images", "failed", "rows", "bytes", "worker seconds"), rows, 4)
+    columns = "stage", "dataset", "method", "state", "images", "failed", "notes", "rows", "bytes", "worker seconds"
+    print_table(columns, rows, 4)
     print_quality(record)
     print_metrics(metrics_of(record))
+    notes = tell_notes([note for entry in entries for note in entry.notes], place, record)
     print_json(
         as_json,
         {
@@ -115,11 +118,47 @@ def status(
             "status": record.status,
             "exit_code": record.exit_code,
             "error": record.error,
-            "datasets": [asdict(entry) for entry in entries],
+            "datasets": [{**asdict(entry), "notes": entry.note_count} for entry in entries],
             "quality": quality_of(record),
             "metrics": metrics_of(record),
+            "notes": notes,
         },
     )
+    return 0
+
+
+@app.command()
+def notes(
+    config: ConfigOption = None,
+    root: RootOption = None,
+    run_name: RunOption = None,
+    set_: SetOption = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="DATASET", help="Of this dataset alone: images, proposals, ...")
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Failed images alone.")] = False,
+    as_json: JsonOption = False,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Rows to print; 0: all.")] = 100,
+) -> int:
+    """Every failed image and every note of a run, one by one, with its reason."""
+    from jobs.run.ledger import ledger_rows
+
+    place, record = recorded_run_of(config, root, run_name, set_)
+    columns = "stage", "dataset", "image_id", "level", "type", "message"
+    shown, count = [], 0
+    for row in ledger_rows(place, record, dataset):
+        if failed and row["level"] != "failed":
+            continue
+        count += 1
+        if not limit or count <= limit:
+            shown.append({column: row[column] for column in columns})
+    if shown:
+        print_table(columns, [[row[column] for column in columns] for row in shown], len(columns))
+    if len(shown) < count:
+        print(f"(the first {limit:,} of {count:,} rows; --limit 0 shows all)")
+    elif not count:
+        print("no failed image" + ("" if failed else ", and no note"))
+    print_json(as_json, {"run": record.name, "root": place.url, "rows": count, "notes": shown})
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.cli.app import ConfigOption, JsonOption, RootOption, RunOption, SetOption, UntilOption, app, invocation_of
-from jobs.console.runs import print_failed, print_metrics, print_run
+from jobs.console.runs import print_failed, print_metrics, print_notes, print_run
 from jobs.console.tables import print_json
 from jobs.errors import UsageError
 from jobs.run.stages import STAGES, run_stages, stage_names
@@ -128,7 +128,8 @@ def classify(
     invocation = invocation_of(config, root, run_name, set_)
     record = classifying.classify(invocation, retry)
     classification_summary.print_classification(record)
-    print_failed(invocation.root, record)
+    failed = print_failed(invocation.root, record)
+    notes = print_notes(invocation.root, record)
     print_json(
         as_json,
         {
@@ -136,6 +137,8 @@ def classify(
             "root": invocation.root.url,
             "exit_code": record.exit_code or 0,
             "classification": record.datasets["classification"].quality,
+            "failed": failed,
+            "notes": notes,
         },
     )
     return record.exit_code or 0
@@ -160,7 +163,8 @@ def pretrain(
         pretraining.check_export(export)
     record = pretraining.pretrain(invocation)
     tested = pretraining.print_pretraining(record)
-    print_failed(invocation.root, record)
+    failed = print_failed(invocation.root, record)
+    notes = print_notes(invocation.root, record)
     if export is not None:
         pretraining.export(invocation.root, record, export)
         print(f"features.weights: {export}")
@@ -171,6 +175,8 @@ def pretrain(
             "root": invocation.root.url,
             "exit_code": record.exit_code or 0,
             "network": tested,
+            "failed": failed,
+            "notes": notes,
             "exported": export,
         },
     )

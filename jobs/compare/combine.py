@@ -29,6 +29,7 @@ from jobs.compare.measured_run import (
     read_measured,
 )
 from jobs.config.run_config import RunConfig
+from jobs.console.runs import print_notes
 from jobs.console.tables import print_json, print_table
 from jobs.dataset.stored import recorded_index
 from jobs.errors import UsageError
@@ -161,8 +162,9 @@ def combine_command(
     if failed:
         image_id, reason = next(iter(failed.items()))
         print(f"{len(failed)} failed images, such as {image_id}: {reason}")
+    notes = print_notes(root, record)
     exit_code = record.exit_code or 0
-    made = {"run": new_name, "root": root.url, "exit_code": exit_code, **compared, "failed": failed}
+    made = {"run": new_name, "root": root.url, "exit_code": exit_code, **compared, "failed": failed, "notes": notes}
     print_json(as_json, made)
     return exit_code
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.console.tables import in_bytes, in_seconds, print_table
 
 if TYPE_CHECKING:
+    from jobs.record.notes import NoteCount
     from storage.root import Root
     from storage.runs import RunRecord
 
@@ -31,6 +33,7 @@ def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
     print_quality(record)
     print_metrics(metrics_of(record))
     failed = print_failed(root, record)
+    notes = print_notes(root, record)
     return {
         "run": record.name,
         "root": root.url,
@@ -38,6 +41,7 @@ def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
         "datasets": {name: entry.model_dump() for name, entry in record.datasets.items()},
         "metrics": metrics_of(record),
         "failed": failed,
+        "notes": notes,
     }
 
 
@@ -55,7 +59,23 @@ def list_failed(failed: Mapping[str, str]) -> None:
     for image_id, reason in list(failed.items())[:20]:
         print(f"failed image {image_id}: {reason}")
     if len(failed) > 20:
-        print(f"... and {len(failed) - 20} more failed images")
+        print(f"... and {len(failed) - 20} more failed images; `spp notes --failed` lists all")
+
+
+def print_notes(root: Root, record: RunRecord) -> list[Mapping[str, object]]:
+    """A line per kind of note of a run, and what lists them all; returns the counts as JSON values."""
+    from jobs.record.notes import recorded_notes
+
+    return tell_notes(recorded_notes(root, record), root, record)
+
+
+def tell_notes(notes: Sequence[NoteCount], root: Root, record: RunRecord) -> list[Mapping[str, object]]:
+    """The same of notes that are counted already."""
+    for note in notes:
+        print(f"note: {note.sentence}")
+    if notes:
+        print(f"`spp notes --root {shlex.quote(root.url)} --run {record.name}` lists them, image by image")
+    return [vars(note) for note in notes]
 
 
 def print_quality(record: RunRecord) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from jobs.dataset.index import (
@@ -19,11 +21,16 @@ from jobs.dataset.labelled import ALL
 from jobs.errors import RunFailed, UsageError
 from jobs.record.invocation import Invocation
 from jobs.record.publish import entry_of
+from storage.commits import LedgerRow
 from storage.manifest import fold
 from storage.runs import RunRecord, hold, write_run
 from storage.scan import read_whole
 
 _log = logging.getLogger("spp")
+
+
+_TOLD = 20
+"""Failed images, and notes of a type, that are told one by one."""
 
 
 def make_index(invocation: Invocation, record: RunRecord) -> Index:
@@ -44,8 +51,7 @@ def make_index(invocation: Invocation, record: RunRecord) -> Index:
     if not len(index.images):
         reason = f"; the first: {failed[0].message}" if failed else ""
         raise UsageError(f"dataset: the splits {', '.join(config.dataset.splits)} have no usable image{reason}")
-    for row in index.ledger:
-        _log.warning("%s: image %s: %s", "failed" if row.level == "failed" else "note", row.image_id, row.message)
+    _tell(index.ledger)
     used = {split for splits in index.images["splits"].to_pylist() for split in splits}
     for split in () if used == {ALL} else config.dataset.splits:
         if split not in used:
@@ -62,3 +68,16 @@ def make_index(invocation: Invocation, record: RunRecord) -> Index:
         record.datasets[dataset] = entry_of("index", manifest)
     write_run(root, record)
     return index
+
+
+def _tell(ledger: Iterable[LedgerRow]) -> None:
+    """A line for each ledger row, of the first few of every kind."""
+    counts: Counter[str] = Counter()
+    for row in ledger:
+        kind = "failed images" if row.level == "failed" else f"notes {row.type}"
+        counts[kind] += 1
+        if counts[kind] <= _TOLD:
+            _log.warning("%s: image %s: %s", "failed" if row.level == "failed" else "note", row.image_id, row.message)
+    for kind, count in counts.items():
+        if count > _TOLD:
+            _log.warning("note: index: %d more %s; `spp notes --dataset images` lists all", count - _TOLD, kind)

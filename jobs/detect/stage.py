@@ -31,6 +31,12 @@ def _reads(config: RunConfig) -> tuple[str, ...]:
     return (*models, *(["train-bbox"] if config.detect.regress else []))
 
 
+def _foresee(context: Context) -> Iterator[str]:
+    from jobs.dataset.examples import undetected
+
+    return undetected(context)
+
+
 DETECT = Stage(
     name="detect",
     summary="The SVMs and box regressors on the proposals of the test splits.",
@@ -39,5 +45,6 @@ DETECT = Stage(
     images=Context.test_images,
     reads=_reads,
     reads_images=lambda config: config.detect.source == "stream",
+    foresee=_foresee,
     makers=_makers,
 )

@@ -21,6 +21,12 @@ def _planned(context: Context) -> Iterator[ShardedDataset]:
     yield one_shard("evaluate", "metrics", method, context.test_images())
 
 
+def _foresee(context: Context) -> Iterator[str]:
+    from jobs.dataset.examples import unmeasured
+
+    return unmeasured(context)
+
+
 def _make(assignment: Assignment) -> dict[str, DatasetRecord]:
     from jobs.evaluate.driver import evaluate
 
@@ -42,6 +48,7 @@ EVALUATE = Stage(
     planned=_planned,
     images=Context.test_images,
     reads=lambda config: ("detect",),
+    foresee=_foresee,
     make=_make,
     measure=_measure,
 )

@@ -29,6 +29,14 @@ def _head(context: Context) -> Iterator[ShardedDataset]:
         yield one_shard("finetune", name, method, context.train_images())
 
 
+def _foresee(context: Context) -> Iterator[str]:
+    from jobs.dataset.examples import to_learn_from, untrained
+
+    counts = to_learn_from(context, "finetune") if context.config.finetunes else {}
+    if context.config.detect.classifier == "softmax":
+        yield from untrained(counts, "so they are never detected")
+
+
 def _check_body(assignment: Assignment) -> None:
     from jobs.head.method import check_body
 
@@ -51,6 +59,7 @@ FINETUNE = Stage(
     left_out=lambda config: () if config.finetunes else ("training_windows",),
     reads_images=lambda config: True,
     check=_check_body,
+    foresee=_foresee,
     make=_make_head,
 )
 

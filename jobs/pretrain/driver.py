@@ -75,6 +75,8 @@ def pretrain(invocation: Invocation) -> RunRecord:
     local = local_places(root, config.dataset.path)
     with recorded_run(invocation) as record, RaySession(config.execution, local) as session:
         data = _data(config, make_index(invocation, record))
+        if not len(data.tested):
+            _log.warning("note: pretrain: no image is left to test on; give test splits, or pretrain.held_out")
         method = _method(config, record, data, session)
         hold(root, record, [f"{name}/{method}" for name in (*_DATASETS, "checkpoints")])
         if done_already(root, "pretrain", "network", method) is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from jobs.dataset.stored import image_files
 from jobs.proposals.box_file import given_boxes
 from jobs.proposals.task import ProposeShard, propose_shard
@@ -13,6 +15,8 @@ from jobs.shards.make import ShardMaker, works_on
 from jobs.shards.survey import Survey
 from storage.shards import Shard
 
+_log = logging.getLogger("spp")
+
 
 def maker_of(assignment: Assignment, found: Survey) -> ShardMaker:
     """How the missing shards of ``proposals`` are made: by tasks, one core each."""
@@ -22,6 +26,10 @@ def maker_of(assignment: Assignment, found: Survey) -> ShardMaker:
     given = None
     if found.todo and config.proposals.method == "file":
         given = given_boxes(config.proposals, options, list(files.values()))
+        without = [image_id for image_id in files if not len(given.get(image_id, ()))]
+        if without:
+            told = len(without), len(files), config.proposals.file, without[0]
+            _log.warning("note: propose: %d of %d images have no boxes in %s, such as %s", *told)
 
     def make(shard: Shard, revision: int, trial: Trial) -> ProposeShard:
         images = tuple(files[image_id] for image_id in shard.image_ids)

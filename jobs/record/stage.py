@@ -108,6 +108,8 @@ class Stage:
     """The next stage reads its shards as they come, so one loop makes both."""
     check: Callable[[Assignment], None] = lambda assignment: None
     """Raises UsageError if it cannot be done, before it is looked up whether it is done."""
+    foresee: Callable[[Context], Iterator[str]] = lambda context: iter(())
+    """What the index alone tells of it, before anything is made: notes. UsageError if nothing would come of it."""
     makers: Callable[[Assignment, Sequence[Survey]], list[ShardMaker]] | None = None
     make: Callable[[Assignment], dict[str, DatasetRecord]] | None = None
     measure: Callable[[Assignment, DatasetRecord | None], None] | None = None

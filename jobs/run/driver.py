@@ -13,7 +13,7 @@ from jobs.execution.session import RaySession, local_places
 from jobs.record.invocation import Invocation
 from jobs.record.recording import recorded_run
 from jobs.record.stage import Assignment, Context, Stage
-from jobs.run.stages import STAGES, method_today, recorded_datasets
+from jobs.run.stages import STAGES, foreseen, method_today, recorded_datasets
 from jobs.shards.survey import ShardedDataset, Survey, settled, survey_after
 from storage.runs import RunRecord, hold, unsettled, write_run
 
@@ -33,6 +33,8 @@ def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> R
     with recorded_run(invocation) as record, RaySession(config.execution, local_places(root, images)) as session:
         index = make_index(invocation, record) if asked[0] is STAGES[0] else recorded_index(root, record)
         assignment = Assignment(invocation, Context(config, root, index, record), session, retry)
+        for note in foreseen(stages, assignment.context):
+            _log.warning("note: %s", note)
         for group in _groups(asked, assignment):
             _do(assignment, group, asked)
         record.holds = [] if asked[-1] is STAGES[-1] else unsettled(record)

@@ -5,6 +5,7 @@ spp plan --config configs/raccoon_kangaroo.yaml --root /data/spp
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,12 +14,14 @@ from jobs.dataset.index import committed_index, index_method, index_of, read_ind
 from jobs.record.invocation import Invocation
 from jobs.record.stage import Context, Stage
 from jobs.run.forecast import Forecast, forecast
-from jobs.run.stages import STAGES
+from jobs.run.stages import STAGES, foreseen
 from jobs.shards.survey import ShardedDataset, Survey, survey_after
 from storage.commits import Commit, CommitName, read_commits, winners
 from storage.manifest import manifest_digest
 from storage.root import Root, StorageError
 from storage.runs import DatasetRecord, RunRecord
+
+_log = logging.getLogger("spp")
 
 _SAMPLE = 16
 """Commits that are read to learn what an image costs."""
@@ -70,6 +73,8 @@ def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
             )
         )
     context = Context(config, root, index_of(rows), RunRecord(name=invocation.name))
+    for note in foreseen(stages, context):
+        _log.warning("note: %s", note)
     context.record.datasets["images"] = DatasetRecord(stage="index", method=method)
     surveys: dict[str, Survey] = {}
     for stage in STAGES:

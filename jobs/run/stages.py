@@ -5,7 +5,7 @@ Light: ``spp --help`` reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jobs.bbox.stage import TRAIN_BBOX
@@ -46,6 +46,13 @@ def run_stages(config: RunConfig, until: str | None = None) -> tuple[str, ...]:
     names = stage_names()
     last = len(names) if until is None else names.index(until) + 1
     return tuple(stage.name for stage in STAGES[:last] if stage.name == until or stage.wanted(config))
+
+
+def foreseen(names: Sequence[str], context: Context) -> Iterator[str]:
+    """What the index tells of stages before anything is made: notes. UsageError if nothing would come of one."""
+    for stage in STAGES:
+        if stage.name in names:
+            yield from (f"{stage.name}: {note}" for note in stage.foresee(context))
 
 
 def verb_that_makes(dataset: str) -> str | None:

@@ -6,12 +6,13 @@ spp status --root /data/spp --run raccoon_kangaroo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from jobs.dataset.stored import recorded_index
 from jobs.errors import UsageError
 from jobs.record.combination import COMBINE, combined_runs, is_behind
+from jobs.record.notes import NoteCount, notes_in
 from jobs.record.recording import recorded_config
 from jobs.record.stage import FEATURE_STORES, WHOLE_IMAGE_STAGES, Context, Stage
 from jobs.run.stages import STAGES, recorded_datasets
@@ -24,7 +25,10 @@ from storage.runs import RunRecord
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetStatus:
-    """One dataset of a run. ``state``: complete, k of n shards, missing, or behind its upstream."""
+    """One dataset of a run. ``state``: complete, k of n shards, missing, or behind its upstream.
+
+    ``notes``: by stage and type.
+    """
 
     stage: str
     dataset: str
@@ -35,15 +39,19 @@ class DatasetStatus:
     rows: int
     bytes: int
     seconds: float
+    notes: tuple[NoteCount, ...] = ()
+
+    @property
+    def note_count(self) -> int:
+        """Notes of all kinds."""
+        return sum(note.count for note in self.notes)
 
 
 def status(root: Root, record: RunRecord) -> list[DatasetStatus]:
     """The state of every dataset, in the order of the stages; failed images count where they failed."""
     result = []
     context = _context(root, record)
-    surveys: dict[str, Survey] = {}
-    for dataset in recorded_datasets(context) if context is not None else ():
-        surveys[dataset.name] = survey_after(root, dataset, surveys)
+    surveys = _surveys(context)
     others = [name for name, entry in record.datasets.items() if entry.stage in WHOLE_IMAGE_STAGES]
     apart = combined_runs(record) is not None or bool(others)
     config = recorded_config(record)
@@ -68,6 +76,43 @@ def status(root: Root, record: RunRecord) -> list[DatasetStatus]:
     return result
 
 
+def manifests(root: Root, record: RunRecord, names: Collection[str]) -> Iterator[Manifest]:
+    """What is committed of datasets of a run: the manifest, or before one is complete that of its shards so far.
+
+    Of datasets that are made in one piece nothing is there before. Where all are complete, no data are read.
+    """
+    surveys: dict[str, Survey] | None = None
+    for name in names:
+        entry = record.datasets[name]
+        if entry.manifest is not None:
+            yield read_manifest(root, name, entry.method, entry.manifest)
+            continue
+        if surveys is None:
+            surveys = _surveys(_context(root, record))
+        found = surveys.get(_surveyed(name))
+        if found is not None:
+            yield _so_far(root, name, entry.method, found)
+
+
+def _surveys(context: Context | None) -> dict[str, Survey]:
+    """What is there of the datasets that are known by their shards."""
+    surveys: dict[str, Survey] = {}
+    if context is None:
+        return surveys
+    for dataset in recorded_datasets(context):
+        surveys[dataset.name] = survey_after(context.root, dataset, surveys)
+    return surveys
+
+
+def _surveyed(name: str) -> str:
+    return "windows" if name == "maps" else name
+
+
+def _so_far(root: Root, name: str, method: str, found: Survey) -> Manifest:
+    names = winners(root, name, method)
+    return in_memory(root, name, method, [names[key] for key in found.done if key in names])
+
+
 def _context(root: Root, record: RunRecord) -> Context | None:
     """What today's names hang on; None before there is an index."""
     if not all(record.complete(name) for name in STAGES[0].datasets):
@@ -81,12 +126,11 @@ def _sharded(root: Root, record: RunRecord, stage: Stage, name: str, surveys: Ma
     entry = record.datasets.get(name)
     if entry is None:
         return _missing(stage.name, name)
-    found = surveys.get("windows" if name == "maps" else name)
+    found = surveys.get(_surveyed(name))
     if entry.manifest is not None and (found is None or found.complete):
         manifest, state = read_manifest(root, name, entry.method, entry.manifest), "complete"
     elif found is not None:
-        names = winners(root, name, entry.method)
-        manifest = in_memory(root, name, entry.method, [names[key] for key in found.done if key in names])
+        manifest = _so_far(root, name, entry.method, found)
         state = f"{len(found.done)} of {len(found.dataset.shards)} shards"
         if entry.manifest is not None:
             state = f"behind its upstream: {state}"
@@ -133,4 +177,5 @@ def _of(stage: str, name: str, method: str, state: str, manifest: Manifest) -> D
         rows=manifest.rows,
         bytes=manifest.bytes,
         seconds=round(seconds, 1),
+        notes=tuple(notes_in(manifest)),
     )

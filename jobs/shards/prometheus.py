@@ -18,6 +18,7 @@ class RunMetrics:
         counters = {
             "images": "Images of committed shards.",
             "images_failed": "Images that went to the ledger.",
+            "notes": "Notes on images that were accepted under some rule.",
             "windows": "Rows of committed shards.",
             "bytes_written": "Bytes of committed data files.",
             "shards": "Committed shards.",
@@ -37,6 +38,7 @@ class RunMetrics:
         counts = {
             "images": len(commit.images),
             "images_failed": len(commit.failed),
+            "notes": len(commit.ledger) - len(commit.failed),
             "windows": commit.rows,
             "bytes_written": commit.bytes,
             "shards": 1,

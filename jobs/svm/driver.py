@@ -134,6 +134,7 @@ class _Training:
         self._negatives = Negatives(data, rules, {one.number: self._most - one.count for one in self._classes})
         self._scale = 1.0
         self._passes = 0
+        self._notes: list[LedgerRow] = []
 
     def start(self) -> None:
         """Random negatives, the scale of the features, and the first training."""
@@ -177,7 +178,9 @@ class _Training:
                 break
         else:
             if config.passes == "until_stable":
-                self._say(f"note: not stable after {most} passes; svms says how many violators are left")
+                text = f"not stable after {most} passes; svms says how many violators are left"
+                self._say(f"note: {text}")
+                self._notes.append(_note("", "NotStable", text))
 
     def audit(self) -> Audit:
         """Score every negative once more."""
@@ -185,19 +188,21 @@ class _Training:
             return self._negatives.audit(self._scorer())
 
     def rows(self, audited: Audit) -> tuple[list[dict[str, Any]], list[LedgerRow]]:
-        """The rows of ``svms``, and notes on the classes that have none."""
-        rows, notes = [], []
+        """The rows of ``svms``, and notes: on the classes that have none, and on what did not come to its end."""
+        rows, without, notes = [], [], list(self._notes)
         trained = {c.name: c for c in self._fitted()}
         for number, name in enumerate(self._data.class_names):
             if name not in trained:
                 reason = "negatives" if name in self._positives else "positives"
                 text = f"class {name!r} has no {reason} in the training splits, so it has no SVM and is never detected"
-                notes.append(LedgerRow(image_id=name, stage="train-svm", type="NoExamples", message=text, level="note"))
-                self._say(f"note: {text}")
+                without.append(_note(name, "NoExamples", text))
                 continue
             one = trained[name]
             assert one.fit is not None
             fit, violators = one.fit, int(audited.violators[number])
+            if not fit.converged:
+                text = f"class {name!r}: the solver stopped after {fit.iterations} iterations, not converged"
+                notes.append(_note(name, "NotConverged", text))
             left_out = self._negatives.left_out[number]
             last = fit.loss_positive + fit.loss_negative + fit.regulariser
             everything = fit.loss_positive + fit.regulariser + self._config.C * float(audited.hinge[number])
@@ -224,7 +229,10 @@ class _Training:
                 f"objective {last:.4f}, over all windows {everything:.4f}"
                 + (f"; {left_out:,} left out by a cap" if left_out else "")
             )
-        return rows, notes
+        if without:
+            share = f"{len(without)} of {len(self._data.class_names)} classes"
+            self._say(f"note: {share} have no SVM, such as: {without[0].message}")
+        return rows, [*notes, *without]
 
     def _train(self, added: dict[int, int], pass_: int, round_: int) -> None:
         """Train the classes that got negatives, side by side, and let what has become easy leave their caches."""
@@ -258,8 +266,9 @@ class _Training:
                 }
             )
             self._negatives.evict(one.number, easy)
-            if not fit.converged:
-                self._say(f"note: {one.name}: the solver stopped after {fit.iterations} iterations, not converged")
+        stopped = [one.name for one, fit in zip(todo, fits, strict=True) if not fit.converged]
+        if stopped:
+            self._say(f"note: the solver stopped before it converged for {len(stopped)} classes, such as {stopped[0]}")
         self._negatives.drop_unused()
 
     def _fitted(self) -> list[_Class]:
@@ -296,3 +305,7 @@ class _Training:
 
     def _say(self, text: str) -> None:
         _log.log(logging.WARNING if text.startswith("note: ") else logging.INFO, "train-svm: %s", text)
+
+
+def _note(name: str, kind: str, text: str) -> LedgerRow:
+    return LedgerRow(image_id=name, stage="train-svm", type=kind, message=text, level="note")

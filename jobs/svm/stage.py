@@ -26,6 +26,14 @@ def _make(assignment: Assignment) -> dict[str, DatasetRecord]:
     return {"svms": train_svms(assignment.invocation, assignment.record, assignment.index, assignment.session)}
 
 
+def _foresee(context: Context) -> Iterator[str]:
+    from jobs.dataset.examples import to_learn_from, untrained
+
+    taken = context.config.svm.difficult_positive
+    counts = to_learn_from(context, "train-svm", taken, "svm.difficult_positive")
+    yield from untrained(counts, "so they have no SVM and are never detected")
+
+
 TRAIN_SVM = Stage(
     name="train-svm",
     summary="One linear SVM per class, with hard negatives.",
@@ -34,5 +42,6 @@ TRAIN_SVM = Stage(
     images=Context.train_images,
     wanted=lambda config: config.detect.classifier != "softmax",
     reads=lambda config: () if config.svm.layer == "pool5" else ("embed",),
+    foresee=_foresee,
     make=_make,
 )

@@ -182,6 +182,17 @@ def test_degenerate_classes_images_and_splits_are_stated_results(cloned, capsys)
     assert by_name["blob"]["ap_11"] is None
     assert np.isfinite(measured["map_11"])
     assert "class 'ring' has no positives" in captured.err
+    early = captured.err[: captured.err.index("proposals ")]
+    assert "note: train-svm: 1 of 4 classes have no positives in the training splits" in early
+    assert (
+        "note: evaluate: 1 of 4 classes have no object to find in dataset.test_splits (test), and so no AP: blob"
+        in early
+    )
+    told = [line.split(", such as ")[0] for line in captured.out.splitlines() if line.startswith("note: ")]
+    assert told == [
+        "note: train-svm: 1 of 4 classes have nothing to learn from",
+        "note: train-bbox: 1 of 4 classes have nothing to learn from",
+    ]
     assert "no AP: blob" in captured.out
     # a detector that fires nowhere
     assert project.spp("run", "--set", "detect.score_above=1000", "--run", "silent", "--json") == 0
@@ -197,6 +208,7 @@ def test_a_test_split_without_objects_has_no_ap_and_a_training_split_without_any
     assert project.spp("run", "--json") == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out.splitlines()[-1])["metrics"]["map_11"] is None
+    assert "evaluate: dataset.test_splits (test): no object to find on 5 images, and so no AP" in captured.err
     for number in range(9):
         project.data.annotate(f"im-{number:03d}", [])
     assert project.spp("run") == 2

@@ -11,6 +11,8 @@ import json
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli.main import main
@@ -70,6 +72,23 @@ def test_nothing_is_made_again(old, capsys):
     capsys.readouterr()
     assert main(["status", "--root", str(old / "root"), "--run", "tuned", "--json"]) == 0
     assert {entry["state"] for entry in last_json(capsys)["datasets"]} == {"complete"}
+
+
+def test_its_notes_are_shown(old, capsys):
+    """A manifest of then that holds notes, as those of such runs did from the first: nobody showed them."""
+    entry = json.loads((old / "root" / "runs" / "vectors.json").read_text())["datasets"]["proposals"]
+    path = old / "root" / "proposals" / entry["method"] / "manifest" / f"{entry['manifest']}.parquet"
+    table = pq.read_table(path)
+    row = {"stage": "propose", "type": "NoProposals", "message": "none", "attempt": "0-1", "level": "note"}
+    ledgers = [json.dumps([{"image_id": name, **row}]) for name in table["first_image"].to_pylist()]
+    place = table.schema.get_field_index("ledger")
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(ledgers)), path)
+    run = ("--root", str(old / "root"), "--run", "vectors")
+    assert main(["status", *run]) == 0
+    shown = capsys.readouterr().out
+    assert f"note: propose: {len(table)} of 6 images have no proposals, such as " in shown
+    assert main(["notes", *run, "--json"]) == 0
+    assert last_json(capsys)["rows"] == len(table)
 
 
 def test_a_network_that_was_trained_is_found_again():

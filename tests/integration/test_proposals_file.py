@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,8 +33,30 @@ def boxes(project, tmp_path):
     return path
 
 
-def test_the_boxes_of_a_file_are_the_proposals_of_its_images(project, boxes, tmp_path):
-    assert project.spp("run", *EXTRACT, *arguments(boxes)) == 0
+def test_the_boxes_of_a_file_are_the_proposals_of_its_images(project, boxes, tmp_path, capsys):
+    assert project.spp("run", *EXTRACT, *arguments(boxes), "--json") == 0
+    told = capsys.readouterr()
+    line = "note: propose: 1 of 14 images have no proposals, such as im-001 ("
+    assert sum(text.startswith(line) for text in told.out.splitlines()) == 1
+    assert f"note: propose: 1 of 14 images have no boxes in {boxes}, such as im-001" in told.err.splitlines()
+    assert "`spp notes " in told.out
+    (counted,) = json.loads(told.out.splitlines()[-1])["notes"]
+    assert {key: counted[key] for key in ("stage", "dataset", "type", "count", "example")} == {
+        "stage": "propose",
+        "dataset": "proposals",
+        "type": "NoProposals",
+        "count": 1,
+        "example": "im-001",
+    }
+    assert project.spp("status", "--json") == 0
+    shown = capsys.readouterr().out
+    assert line in shown
+    status = json.loads(shown.splitlines()[-1])
+    assert status["notes"] == [counted]
+    notes = {entry["dataset"]: entry["notes"] for entry in status["datasets"]}
+    assert {name for name, count in notes.items() if count} == {"proposals"}
+    (listed,) = project.answer("notes")["notes"]
+    assert (listed["image_id"], listed["message"]) == ("im-001", counted["message"])
     table = storage.open(str(project.root), "proposals").to_table()
     assert len(table) == 2 * 13
     for image_id in ("im-000", "im-013"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -175,6 +178,41 @@ def test_status_tells_how_far_every_stage_is(cloned):
     write_run(cloned.place(), record)
     shards = record.datasets["features"].shards
     assert cloned.states()["features"] == f"{shards - 1} of {shards} shards"
+
+
+def test_notes_of_shards_that_are_not_all_there_are_listed(cloned, capsys):
+    """A run that was stopped has no manifest yet; what it has committed of its own shards is listed."""
+    commits = sorted((cloned.root / "proposals").glob("*/commit/*.json"))
+    record = cloned.record()
+    record.datasets["proposals"].manifest = None
+    write_run(cloned.place(), record)
+    shutil.rmtree(cloned.root / "proposals" / record.datasets["proposals"].method / "segment", ignore_errors=True)
+    for number, path in enumerate(commits):
+        commit = json.loads(path.read_text())
+        image_id = next(iter(commit["images"]))
+        row = {"image_id": image_id, "stage": "propose", "type": "NoProposals", "message": "none", "level": "note"}
+        path.unlink()  # it has other names, in other projects
+        path.write_text(json.dumps({**commit, "ledger": [row]}))
+        stranger = path.with_name(path.name.replace(commit["shard"], f"{number:016x}"))
+        stranger.write_text(json.dumps({**commit, "shard": f"{number:016x}", "ledger": [row]}))
+    capsys.readouterr()
+    answer = cloned.answer("notes")
+    assert answer["rows"] == len(commits) > 1
+    assert {row["dataset"] for row in answer["notes"]} == {"proposals"}
+    assert cloned.answer("status")["notes"][0]["count"] == len(commits)
+
+
+def test_nothing_to_learn_from_is_said_before_anything_is_made(make_project, capsys):
+    project = make_project()
+    for number in range(9):
+        project.data.annotate(f"im-{number:03d}", [])
+    assert project.spp("run") == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("spp: error: "))
+    assert "train-svm: dataset.train_splits (trainval): no object to learn from on 9 images" in line
+    assert set(project.all_commits()) == {"images", "objects"}
+    assert project.spp("plan") == 2
+    assert "no object to learn from" in capsys.readouterr().err
+    assert project.spp("plan", *EXTRACT) == 0
 
 
 def test_an_image_that_cannot_be_read_is_a_ledger_row_and_the_rest_goes_on(make_project, capsys):

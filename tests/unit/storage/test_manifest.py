@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.commits import CommitName, LedgerRow, commit_key, winners
-from storage.manifest import fold, in_memory, manifest_digest, manifest_key, read_manifest, rows_of
+from storage.manifest import Manifest, fold, in_memory, manifest_digest, manifest_key, read_manifest, rows_of
 from storage.root import StorageError, open_root
 from storage.schemas import SCHEMA_VERSION, VERSION_KEY
 from storage.segments import write_segment
@@ -57,6 +57,32 @@ def test_the_same_content_has_the_same_digest_on_another_root(place):
     elsewhere = open_root(f"memory://{uuid.uuid4().hex}")
     commit_features(elsewhere, "aa", {"a": 2}, attempt="early")
     assert fold_winners(place, "features").digest == fold_winners(elsewhere, "features").digest
+
+
+# --- ledgers ---
+
+
+@pytest.mark.parametrize("text", ["[{", "null", "7", '[{"image_id": "a"}]', '["a"]', None])
+def test_a_damaged_ledger_names_the_manifest(place, text):
+    commit_features(place, "aa", {"a": 2})
+    manifest = fold_winners(place, "features")
+    column = manifest.table.schema.get_field_index("ledger")
+    broken = manifest.table.set_column(column, manifest.table.schema.field(column), pa.array([text], pa.string()))
+    for read in (lambda made: made.ledger, lambda made: list(made.ledgers())):
+        with pytest.raises(
+            StorageError, match=rf"manifest/{manifest.digest}\.parquet is damaged: its ledger is; remove"
+        ):
+            read(Manifest("features", METHOD, manifest.digest, broken))
+
+
+def test_a_ledger_row_of_no_level_that_there_is_names_the_manifest(place):
+    commit_features(place, "aa", {"a": 2}, ledger=[failed("b")])
+    manifest = fold_winners(place, "features")
+    column = manifest.table.schema.get_field_index("ledger")
+    texts = pa.array([text.replace('"failed"', '"fbiled"') for text in manifest.table["ledger"].to_pylist()])
+    broken = manifest.table.set_column(column, manifest.table.schema.field(column), texts)
+    with pytest.raises(StorageError, match="is damaged: its ledger is"):
+        _ = Manifest("features", METHOD, manifest.digest, broken).ledger
 
 
 # --- folding ---
