@@ -1,5 +1,7 @@
 """``python -m jobs`` and ``spp``: the check that our own code will run comes before any import of it."""
 
+import sys
+
 from jobs import preflight
 
 
@@ -7,7 +9,9 @@ def main() -> None:
     """Run the command line; exits with its code."""
     preflight.check()
     from jobs.cli.main import main as command_line
+    from jobs.cli.main import show_fault
 
+    sys.excepthook = show_fault
     raise SystemExit(command_line())
 
 

@@ -97,7 +97,7 @@ def check_url(where: str, url: str) -> None:
 def check_options(options: Mapping[str, Any], key: str = "storage_options") -> None:
     """Raises StorageError, which does not repeat it, for an option that may be a secret and stands in the open."""
     for where, problem in open_options(options, key):
-        name = where.rsplit(".", 1)[-1]
+        name = where.rsplit(".", 1)[-1].split("[")[0]
         raise StorageError(f"{where} {problem}; name an environment variable instead: {name}: env:NAME")
 
 

@@ -59,6 +59,8 @@ _CONNECTION = re.compile(
 """Azure's connection strings, and those of data bases."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
+_LEAST = 6
+"""Characters of a secret, at least: what is shorter would be found in many a word."""
 _known: set[str] = set()
 """What this process has taken from the environment as secrets."""
 
@@ -75,7 +77,7 @@ def secret_in(text: str) -> str | None:
             return "a password or token"
         for parameter in _PARAMETER_ALONE.finditer(rest):
             if parameter["value"] and _grants(parameter["name"]):
-                return f"the parameter {unquote(parameter['name'])!r}, which grants access"
+                return f"the parameter {unquote(parameter['name'])!r} (it grants access)"
     connection = _CONNECTION.search(text)
     return f"the {connection['name']} of a connection string" if connection and ";" in text else None
 
@@ -86,15 +88,19 @@ def redacted(text: str) -> str:
     return _without_known(_IN_TEXT.sub(lambda found: _hidden(found, _PARAMETER_IN_TEXT), _without_connections(text)))
 
 
-def redacted_value(value: Any) -> Any:
-    """A JSON value, such as the config of a record, each string of it redacted as a whole; keys stay."""
+def redacted_value(value: Any, known: bool = True) -> Any:
+    """A JSON value, such as the config of a record, each string of it redacted as a whole; keys stay.
+
+    ``known``: without what was taken from the environment, too. A config that is read again must do without.
+    """
     if isinstance(value, str):
         text = _without_connections(value) if ";" in value else value
-        return _without_known(_ALONE.sub(lambda found: _hidden(found, _PARAMETER_ALONE), text))
+        text = _ALONE.sub(lambda found: _hidden(found, _PARAMETER_ALONE), text)
+        return _without_known(text) if known else text
     if isinstance(value, Mapping):
-        return {name: redacted_value(one) for name, one in value.items()}
+        return {name: redacted_value(one, known) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [redacted_value(one) for one in value]
+        return [redacted_value(one, known) for one in value]
     return value
 
 
@@ -111,7 +117,7 @@ def is_variable(name: str) -> bool:
 
 def keep_secret(name: str, value: str) -> None:
     """Have the value of a storage option, unless it is harmless, left out of whatever this process says."""
-    if name.rsplit(".", 1)[-1].lower() not in HARMLESS and len(value) >= 4:
+    if name.rsplit(".", 1)[-1].lower() not in HARMLESS and len(value) >= _LEAST:
         _known.update((value, quote(value, safe="")))
 
 

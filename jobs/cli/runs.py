@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli.app import ConfigOption, JsonOption, RootOption, RunOption, SetOption, UntilOption, app, invocation_of
+from jobs.cli.app import ConfigOption, JsonOption, RootOption, RunOption, SetOption, UntilOption, app, check_places, invocation_of
 from jobs.console.runs import print_failed, print_metrics, print_run
 from jobs.console.tables import print_json
 from jobs.errors import UsageError
@@ -66,6 +66,7 @@ def detect(
     as_json: JsonOption = False,
 ) -> int:
     """The SVMs and box regressors on the proposals of the test splits."""
+    check_places(voc=voc, coco=coco)
     code = _run(config, root, run_name, set_, ("detect",), as_json and not (voc or coco))
     if voc or coco:
         from jobs.evaluate.export import export
@@ -96,6 +97,7 @@ def evaluate(
 
     if config is None:
         raise UsageError("--config FILE is needed: its dataset section says where the annotations are")
+    check_places(detections=detections)
     measured = evaluate_result_files(load_config(config, set_ or ()), detections)
     print_metrics(measured)
     print_json(as_json, measured)
@@ -155,6 +157,7 @@ def pretrain(
     """Train a body and a classifier on labelled images, as on ImageNet, and test them view by view."""
     from jobs.pretrain import driver as pretraining
 
+    check_places(export=export)
     invocation = invocation_of(config, root, run_name, set_)
     if export is not None:
         pretraining.check_export(export)

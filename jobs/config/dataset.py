@@ -12,7 +12,7 @@ from jobs.config.settings import ADDED_LATER, NOT_IDENTITY, Settings
 class DatasetConfig(Settings):
     """The ``dataset:`` section of the config."""
 
-    path: str = Field(json_schema_extra=NOT_IDENTITY)
+    path: str = Field(min_length=1, json_schema_extra=NOT_IDENTITY)
     """Folder or URL with JPEGImages/, Annotations/ and ImageSets/Main/, or with several such (VOC2007/, VOC2012/); of
     other layouts see ``layout``."""
     layout: Literal["voc", "folder", "table"] = Field("voc", json_schema_extra=ADDED_LATER)

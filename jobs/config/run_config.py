@@ -113,7 +113,7 @@ def _read_file(path: str) -> dict[str, Any]:
     try:
         values = read_yaml(text)
     except YamlError as error:
-        raise UsageError(f"config file {path!r} is not valid YAML: {error}") from error
+        raise UsageError(f"config file {path!r} {error}") from error
     if not isinstance(values, dict):
         kind = "nothing" if values is None else _KINDS[type(values)]
         raise UsageError(f"config file {path!r} must hold sections such as 'dataset:', it holds {kind}")
@@ -134,7 +134,7 @@ def _set(values: dict[str, Any], override: str, given: dict[str, Any]) -> None:
     try:
         value = read_value(text)
     except YamlError as error:
-        raise UsageError(f"--set {key}=...: the value is not valid YAML: {error}") from error
+        raise UsageError(f"--set {key}=...: the value {error}") from error
     if key in given and given[key] != value:
         raise UsageError(f"--set {key}: is given twice, with two values; give one")
     given[key] = value

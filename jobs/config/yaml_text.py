@@ -26,7 +26,8 @@ _EXPONENT = re.compile(r"[-+]?(?:\.[0-9][0-9_]*|[0-9][0-9_]*(?:\.[0-9_]*)?)[eE][
 
 
 class YamlError(ValueError):
-    """Text that is no YAML, or more than a config may hold. The message names the line, and repeats no value."""
+    """Text that is no YAML, or more than a config may hold. The message says so, as what follows after "the text"; it
+    names the line, and repeats no value."""
 
 
 def read_yaml(text: str) -> Any:
@@ -45,7 +46,7 @@ def read_value(text: str) -> Any:
     node, value = _read(text)
     before, after = ("", text) if node is None else (text[: node.start_mark.index], text[node.end_mark.index :])
     if before.strip() or after.strip():
-        raise YamlError("there is more than one value in it, or a comment, which YAML drops; put text into quotes")
+        raise YamlError("holds more than one value, or a comment, which YAML drops; put text into quotes")
     return value
 
 
@@ -54,11 +55,13 @@ def _read(text: str) -> tuple[Node | None, Any]:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+        if loader.twice:
+            raise YamlError(f"is not valid YAML: {'; '.join(loader.twice)}")
         return node, None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         raise YamlError(_told(error)) from None  # the error itself shows the line, and what is secret in it
     except yaml.reader.ReaderError as error:
-        raise YamlError(f"it holds the character U+{error.character:04X}: {error.reason}") from None
+        raise YamlError(f"is not valid YAML: the character U+{error.character:04X}: {error.reason}") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -67,7 +70,8 @@ def _read(text: str) -> tuple[Node | None, Any]:
 def _told(error: yaml.MarkedYAMLError) -> str:
     """The problem and its line, without the text that stands there."""
     mark = error.problem_mark or error.context_mark
-    where = "" if mark is None else f"line {mark.line + 1}: "
+    invalid = "cannot be taken" if isinstance(error, ConstructorError) else "is not valid YAML"
+    where = f"{invalid}: " if mark is None else f"{invalid}: line {mark.line + 1}: "
     parts = [part for part in (error.context, error.problem) if part]
     if isinstance(error, yaml.composer.ComposerError) and error.context == "expected a single document in the stream":
         parts = ["there is a second document; a config is one"]
@@ -83,6 +87,8 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self._depth = 0
         self._sizes: dict[int, int] = {}
+        self.twice: list[str] = []
+        """What is to be said of keys that stand twice."""
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         self._depth += 1
@@ -100,16 +106,16 @@ class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: str | None) -> MappingNode:
         node = super().compose_mapping_node(anchor)
         self._measure(node, [part for pair in node.value for part in pair])
-        lines: dict[str, int] = {}
+        lines: dict[str, list[int]] = {}
         for key, _ in node.value:
             if not isinstance(key, ScalarNode) or key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
                 raise ConstructorError(None, None, "a key must be text; put it into quotes", key.start_mark)
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}"
-                )
-            lines[key.value] = line
+            lines.setdefault(key.value, []).append(key.start_mark.line + 1)
+        for name, places in lines.items():
+            if len(places) > 1:
+                often = "twice" if len(places) == 2 else f"{len(places)} times"
+                named = f"{', '.join(map(str, places[:-1]))} and {places[-1]}"
+                self.twice.append(f"the key {name!r} stands {often}, in lines {named}")
         return node
 
     def _measure(self, node: Node, parts: list[Node]) -> None:

@@ -7,13 +7,16 @@ import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from typing import Any
 
+from jobs.config.run_config import RunConfig
 from jobs.errors import RunFailed, UsageError
 from jobs.record.invocation import Invocation
 from jobs.record.versions import versions
 from storage.manifest import read_manifest
 from storage.root import Root, StorageError, store_errors
 from storage.runs import RunRecord, check_run_name, read_run, run_names, write_run
+from storage.secrets import redacted, redacted_value
 
 _log = logging.getLogger("spp")
 
@@ -37,8 +40,8 @@ def _begin(invocation: Invocation, sections: Collection[str] | None) -> RunRecor
     earlier = read_run(invocation.root, invocation.name) if invocation.name in run_names(invocation.root) else None
     record = RunRecord(
         name=invocation.name,
-        config=invocation.config.model_dump(mode="json", include=None if sections is None else set(sections)),
-        argv=list(invocation.argv),
+        config=redacted_value(_recorded(invocation.config, sections), known=False),
+        argv=redacted_value(invocation.argv),
         versions=versions(),
         host=socket.gethostname(),
         started=_now(),
@@ -47,6 +50,10 @@ def _begin(invocation: Invocation, sections: Collection[str] | None) -> RunRecor
     )
     write_run(invocation.root, record)
     return record
+
+
+def _recorded(config: RunConfig, sections: Collection[str] | None) -> dict[str, Any]:
+    return config.model_dump(mode="json", include=None if sections is None else set(sections))
 
 
 @contextmanager
@@ -59,17 +66,17 @@ def _ending(root: Root, record: RunRecord) -> Iterator[None]:
         record.exit_code = 3 if failed > allowed else 0
         record.status = "done"
     except (UsageError, StorageError) as error:
-        record.exit_code, record.status, record.error = 2, "failed", str(error)
+        record.exit_code, record.status, record.error = 2, "failed", redacted(str(error))
         raise
     except RunFailed as error:
-        record.exit_code, record.status, record.error = 1, "failed", str(error)
+        record.exit_code, record.status, record.error = 1, "failed", redacted(str(error))
         raise
     except KeyboardInterrupt:
         record.exit_code, record.status, record.error = 1, "failed", "interrupted"
         raise
     except BaseException as error:
         record.exit_code, record.status = 1, "failed"
-        record.error = f"{type(error).__name__}: {error}"
+        record.error = redacted(f"{type(error).__name__}: {error}")
         raise
     finally:
         record.finished = _now()
