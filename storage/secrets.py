@@ -15,28 +15,28 @@ from urllib.parse import quote, unquote
 HIDDEN = "***"
 """What is shown in place of a secret."""
 
-HARMLESS = frozenset(
-    # of every file system, and of those that cache another one
-    "asynchronous auto_mkdir batch_size block_size blocksize cache_check cache_options cache_storage cache_type "
-    "check_files compression default_block_size default_cache_type default_fill_cache encoding expiry_time fo "
-    "listings_expiry_time max_block max_paths maxblocks mode protocol same_names skip_instance_cache target_options "
-    "target_protocol use_listings_cache "
-    # S3
-    "acl addressing_style anon api_version cache_regions checksumalgorithm client_kwargs config_kwargs connect_timeout "
-    "endpoint_url fixed_upload_size max_attempts max_concurrency max_pool_connections parameter_validation "
-    "payload_signing_enabled profile read_timeout region region_name request_checksum_calculation requester_pays "
-    "requestpayer response_checksum_validation retries s3 s3_additional_kwargs serversideencryption signature_version "
-    "storageclass tcp_keepalive use_accelerate_endpoint use_dualstack_endpoint use_ssl verify version_aware "
-    # Google Cloud Storage, Azure
-    "access account_host account_name assume_container_exists cache_timeout check_connection client_id consistency "
-    "connection_timeout default_location location_mode project requests_timeout secure_serialize tenant_id timeout "
-    "total trust_env "
-    # HTTP, FTP, SSH, SMB, HDFS, Git
-    "allow_agent branch domain extra_conf host key_filename look_for_keys org port realm ref replication repo "
-    "same_scheme sha share_access simple_links size_policy ssl temppath tls user username".split()
-)
-"""Storage options that hold no secret, in lower case, at any depth. Of all others only true, false and nothing may stand
-in the open."""
+_NO_SECRETS = """
+of every file system, and of those that cache another one:
+asynchronous auto_mkdir batch_size block_size blocksize cache_check cache_options cache_storage cache_type check_files
+compression default_block_size default_cache_type default_fill_cache encoding expiry_time fo listings_expiry_time
+max_block max_paths maxblocks mode protocol same_names skip_instance_cache target_options target_protocol use_listings_cache
+S3:
+acl addressing_style anon api_version cache_regions checksumalgorithm client_kwargs config_kwargs connect_timeout
+endpoint_url fixed_upload_size max_attempts max_concurrency max_pool_connections parameter_validation
+payload_signing_enabled profile read_timeout region region_name request_checksum_calculation requester_pays requestpayer
+response_checksum_validation retries s3 s3_additional_kwargs serversideencryption signature_version storageclass
+tcp_keepalive use_accelerate_endpoint use_dualstack_endpoint use_ssl verify version_aware
+Google's and Azure's stores:
+access account_host account_name assume_container_exists cache_timeout check_connection client_id consistency
+connection_timeout default_location location_mode project requests_timeout secure_serialize tenant_id timeout total
+trust_env
+HTTP, FTP, SSH, SMB, HDFS, Git:
+allow_agent branch domain extra_conf host key_filename look_for_keys org port realm ref replication repo same_scheme sha
+share_access simple_links size_policy ssl temppath tls user username
+"""
+HARMLESS = frozenset(word for line in _NO_SECRETS.splitlines() if not line.endswith(":") for word in line.split())
+"""Storage options that hold no secret, in lower case, at any depth. Of others only true, false and nothing may stand in
+the open."""
 
 _SCHEME = r"(?<![A-Za-z0-9])(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,40})://"
 _CHAINED = r"(?!::[A-Za-z][A-Za-z0-9+.-]{0,40}://)"
@@ -68,8 +68,8 @@ _known: set[str] = set()
 def secret_in(text: str) -> str | None:
     """What grants access in a path, a URL or a chain of URLs, in words that do not repeat it; None if nothing does.
 
-    A password before ``@`` (of HTTP, where it stands for a token, also a lone name), a signature, token or key among the
-    parameters, a connection string. A lone user name is none: it is an SSH user, or an Azure container.
+    A password before ``@`` (of HTTP, where it stands for a token, also a lone name), a signature, token or key among
+    the parameters, a connection string. A lone user name is none: it is an SSH user, or an Azure container.
     """
     for found in _ALONE.finditer(text):
         rest = found["rest"]
@@ -173,4 +173,3 @@ def _without_known(text: str) -> str:
     for secret in sorted(_known, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return text
-

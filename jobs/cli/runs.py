@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli.app import ConfigOption, JsonOption, RootOption, RunOption, SetOption, UntilOption, app, check_places, invocation_of
+from jobs.cli.app import (
+    ConfigOption,
+    JsonOption,
+    RootOption,
+    RunOption,
+    SetOption,
+    UntilOption,
+    app,
+    check_places,
+    invocation_of,
+)
 from jobs.console.runs import print_failed, print_metrics, print_run
 from jobs.console.tables import print_json
 from jobs.errors import UsageError

@@ -98,12 +98,12 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    def compose_sequence_node(self, anchor: str | None) -> SequenceNode:
+    def compose_sequence_node(self, anchor: Any) -> SequenceNode:
         node = super().compose_sequence_node(anchor)
         self._measure(node, node.value)
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:
         node = super().compose_mapping_node(anchor)
         self._measure(node, [part for pair in node.value for part in pair])
         lines: dict[str, list[int]] = {}

@@ -12,6 +12,7 @@ from typing import Any
 
 from jobs.errors import UsageError
 
+
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], left: int, right_until: int | None = None
 ) -> None:

@@ -168,7 +168,7 @@ def _notes(parts: Sequence[VocResults], known: Sequence[str], image_ids: Sequenc
         rows = zip(part.image_ids, part.scores.tolist(), part.boxes.tolist(), strict=True)
         twice = len(part.image_ids) - len({(image_id, score, *box) for image_id, score, box in rows})
         if twice:
-            notes.append(f"{twice} lines of class {part.class_name!r} stand more than once, and count as false positives")
+            notes.append(f"{twice} lines of class {part.class_name!r} stand twice, and count as false positives")
         reversed_ = int(((part.boxes[:, 2:] <= part.boxes[:, :2]).any(axis=1)).sum())
         if reversed_:
             notes.append(f"{reversed_} boxes of class {part.class_name!r} are reversed or empty: are they x, y, w, h?")

@@ -28,8 +28,8 @@ def export(invocation: Invocation, voc: str | None, coco: str | None) -> list[st
     COCO wants numbers: classes are counted from 1 in alphabetical order, and ``categories`` stand beside the results,
     in a file of the same name that ends in ``.categories.json``; image ids stay strings, as they are here.
 
-    Nothing is written outside ``voc``, whatever classes are called: see ``voc_file_name``. UsageError, before anything is
-    written, for a class or an image that no such file can hold.
+    Nothing is written outside ``voc``, whatever classes are called: see ``voc_file_name``. UsageError, before anything
+    is written, for a class or an image that no such file can hold.
     """
     record = read_run(invocation.root, invocation.name)
     table = stored_detections(invocation.root, record)
@@ -59,7 +59,7 @@ def export(invocation: Invocation, voc: str | None, coco: str | None) -> list[st
 
 
 def _write_into(folder: str, texts: Mapping[str, Iterable[str]]) -> list[str]:
-    """Write files into a folder, name to lines. Names are joined to its path, never to its URL, which could mean more."""
+    """Write files into a folder, name to lines. Names are joined to its path, not to its URL, which could mean more."""
     fs, path = fsspec.url_to_fs(folder)
     if isinstance(fs, LocalFileSystem):
         fs.makedirs(path, exist_ok=True)

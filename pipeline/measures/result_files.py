@@ -48,9 +48,9 @@ class VocResults:
 def voc_file_name(split: str, class_name: str, alike: bool = False) -> str:
     """``comp4_det_<split>_<class>.txt``, as the VOC devkit names the detections of one class (VOCinit.m).
 
-    A name of one folder, whatever the class is called: of the class, what cannot stand in the name of a file (``/``,
-    ``\\``, control characters, ``: * ? " < > | [ ] #``, and ``%`` before two hexadecimal digits) is written as in a URL,
-    ``/`` as ``%2F``; ``alike``: all but small Latin letters, digits and ``. _ -`` and the space.
+    A name without folders, whatever the class is called: of the class, what cannot stand in the name of a file (``/``,
+    ``\\``, control characters, ``: * ? " < > | [ ] #``, and ``%`` before two hexadecimal digits) is written as in a
+    URL, ``/`` as ``%2F``; ``alike``: all but small Latin letters, digits and ``. _ -`` and the space.
 
     Raises ValueError for a name that could not be read back: the first underscore ends the split.
     """
