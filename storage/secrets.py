@@ -43,8 +43,8 @@ _CHAINED = r"(?!::[A-Za-z][A-Za-z0-9+.-]{0,40}://)"
 _IN_TEXT = re.compile(rf"{_SCHEME}(?P<rest>(?:{_CHAINED}\S)*)")
 _ALONE = re.compile(rf"{_SCHEME}(?P<rest>(?:{_CHAINED}[\s\S])*)")
 _PORT = re.compile(r"\d{0,5}")
-_PARAMETER_IN_TEXT = re.compile(r"(?<=[?&;#])(?P<name>[^=&;#?\s]+)=(?P<value>[^&#\s'\"<>)\]},]*)")
-_PARAMETER_ALONE = re.compile(r"(?<=[?&;#])(?P<name>[^=&;#?]+)=(?P<value>[^&#]*)")
+_PARAMETER_IN_TEXT = re.compile(r"(?<=[?&;#])(?P<name>[^=&;#?\s]+)=(?P<value>[^&;#\s'\"<>)\]},]*)")
+_PARAMETER_ALONE = re.compile(r"(?<=[?&;#])(?P<name>[^=&;#?]+)=(?P<value>[^&;#]*(?:;(?![^=&;#?]+=)[^&;#]*)*)")
 _GRANTS = re.compile(
     r"(?:key|code|auth|pass|pwd|sig)"
     r"|.*(?:signature|token|secret|passw|credential|access_?key|api_?key|auth_?key|account_?key|shared_?access"
