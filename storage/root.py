@@ -21,7 +21,7 @@ import pyarrow.fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage.secrets import keep_secret, open_options, secret_in
+from storage.secrets import keep_secrets, open_options, secret_in
 
 _UPLOAD_DELAYS = (0.2, 1.0, 5.0)
 """Seconds before a failed upload is repeated."""
@@ -95,10 +95,14 @@ def check_url(where: str, url: str) -> None:
 
 
 def check_options(options: Mapping[str, Any], key: str = "storage_options") -> None:
-    """Raises StorageError, which does not repeat it, for an option that may be a secret and stands in the open."""
+    """Raises StorageError, which does not repeat it, for an option that may be a secret and stands in the open.
+
+    What the others take from the environment is shown nowhere from now on.
+    """
     for where, problem in open_options(options, key):
         name = where.rsplit(".", 1)[-1].split("[")[0]
         raise StorageError(f"{where} {problem}; name an environment variable instead: {name}: env:NAME")
+    keep_secrets(options)
 
 
 def resolve_options(options: Mapping[str, Any], key: str = "storage_options") -> dict[str, Any]:
@@ -117,7 +121,6 @@ def _resolved(value: Any, where: str) -> Any:
     variable = value.removeprefix("env:")
     if variable not in os.environ:
         raise StorageError(f"{where} names the environment variable {variable!r}, which is not set")
-    keep_secret(where, os.environ[variable])
     return os.environ[variable]
 
 

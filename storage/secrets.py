@@ -7,6 +7,7 @@ held is shown nowhere either.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,7 +20,8 @@ _NO_SECRETS = """
 of every file system, and of those that cache another one:
 asynchronous auto_mkdir batch_size block_size blocksize cache_check cache_options cache_storage cache_type check_files
 compression default_block_size default_cache_type default_fill_cache encoding expiry_time fo listings_expiry_time
-max_block max_paths maxblocks mode protocol same_names skip_instance_cache target_options target_protocol use_listings_cache
+max_block max_paths maxblocks mode protocol same_names skip_instance_cache target_options target_protocol
+use_listings_cache
 S3:
 acl addressing_style anon api_version cache_regions checksumalgorithm client_kwargs config_kwargs connect_timeout
 endpoint_url fixed_upload_size max_attempts max_concurrency max_pool_connections parameter_validation
@@ -98,7 +100,8 @@ def redacted_value(value: Any, known: bool = True) -> Any:
         text = _ALONE.sub(lambda found: _hidden(found, _PARAMETER_ALONE), text)
         return _without_known(text) if known else text
     if isinstance(value, Mapping):
-        return {name: redacted_value(one, known) for name, one in value.items()}
+        shown = {name: _option(name, one) if name == "storage_options" else one for name, one in value.items()}
+        return {name: redacted_value(one, known) for name, one in shown.items()}
     if isinstance(value, (list, tuple)):
         return [redacted_value(one, known) for one in value]
     return value
@@ -115,10 +118,31 @@ def is_variable(name: str) -> bool:
     return _VARIABLE.fullmatch(name) is not None
 
 
-def keep_secret(name: str, value: str) -> None:
-    """Have the value of a storage option, unless it is harmless, left out of whatever this process says."""
-    if name.rsplit(".", 1)[-1].lower() not in HARMLESS and len(value) >= _LEAST:
-        _known.update((value, quote(value, safe="")))
+def keep_secrets(options: Mapping[str, Any]) -> None:
+    """Have the values that storage options take from the environment left out of whatever this process says."""
+    for name, value in options.items():
+        _keep(str(name), value)
+
+
+def _keep(name: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        keep_secrets(value)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            _keep(name, one)
+    elif isinstance(value, str) and value.startswith("env:") and name.lower() not in HARMLESS:
+        secret = os.environ.get(value.removeprefix("env:"), "")
+        if len(secret) >= _LEAST:
+            _known.update((secret, quote(secret, safe="")))
+
+
+def _option(name: str, value: Any) -> Any:
+    """A storage option of an old record, what stands in the open in it hidden."""
+    if isinstance(value, Mapping):
+        return {inner: _option(str(inner), one) for inner, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_option(name, one) for one in value]
+    return HIDDEN if any(_open_values(name, name.lower() in HARMLESS, value)) else value
 
 
 def _open_values(where: str, harmless: bool, value: Any) -> Iterator[tuple[str, str]]:

@@ -165,9 +165,9 @@ def pretrain(
     as_json: JsonOption = False,
 ) -> int:
     """Train a body and a classifier on labelled images, as on ImageNet, and test them view by view."""
+    check_places(export=export)
     from jobs.pretrain import driver as pretraining
 
-    check_places(export=export)
     invocation = invocation_of(config, root, run_name, set_)
     if export is not None:
         pretraining.check_export(export)

@@ -111,7 +111,11 @@ def test_options_that_hold_none_may_stand_in_the_open():
             "profile": "voc",
             "use_ssl": False,
             "client_kwargs": {"region_name": "eu-west-1", "verify": False},
-            "config_kwargs": {"connect_timeout": 5, "retries": {"max_attempts": 10}, "s3": {"addressing_style": "path"}},
+            "config_kwargs": {
+                "connect_timeout": 5,
+                "retries": {"max_attempts": 10},
+                "s3": {"addressing_style": "path"},
+            },
             "secret": "env:VOC_SECRET",
             "auth": ["env:VOC_USER", "env:VOC_PASSWORD"],
             "some_day_invented": True,

@@ -14,13 +14,14 @@ EXAMPLES = int(os.environ.get("SPP_FUZZ", "100"))
 
 SECTIONS = {name: field.annotation for name, field in RunConfig.model_fields.items()}
 KEYS = sorted({key for section in SECTIONS.values() for key in getattr(section, "model_fields", {})})
-SCALARS = """
-1 0 -1 1.0 1e-3 1E5 1e999 .inf -.INF .nan 017 0x1F 0b11 12:30 1_000 2026-11-27 2026-11-27T10:00:00Z true FALSE yes on null ~
-"1" 'true' "" "\\0" "\\ud800" "\\x85" \\ud800 = << alexnet file auto plateau 99999999999999999999 1.7976931348623157e308 5e-324
-!!int x !!float x !!bool x !!null x !!str 5 !!binary aGk= !!timestamp x !!python/name:os.system !foo x ! x *a &a 1 &a
-[] {} [1,2] [true] [[1e-3,10]] [0.1,0.5] {a: 1, a: 2} {<<: *a} [*a] {? [a] : b} | > @ ` % - : ? , # [ { "x 'x s3://b/x http://u:p@h/x
-env:HOME env: éß \u202e \ufeff \u2028 \x07
-""".split()
+_ODD = r"""
+1 0 -1 1.0 1e-3 1E5 1e999 .inf -.INF .nan 017 0x1F 0b11 12:30 1_000 2026-11-27 2026-11-27T10:00:00Z true FALSE yes on
+null ~ "1" 'true' "" "\0" "\ud800" "\x85" = << alexnet file auto plateau 99999999999999999999 1.7976931348623157e308
+!!int_x !!float_x !!bool_x !!null_x !!str_5 !!binary_aGk= !!timestamp_x !!python/name:os.system !foo_x !_x *a &a_1 &a
+[] {} [1,2] [true] [[1e-3,10]] [0.1,0.5] {a:_1,a:_2} {<<:_*a} [*a] {?_[a]_:_b} | > @ ` % - : ? , # [ { "x 'x
+s3://b/x http://u:p@h/x env:HOME env: \ud800 \u202e 5e-324
+"""
+SCALARS = [word.replace("_", " ") for word in _ODD.split()] + ["\u202e", "\ufeff", "\u2028", "\a", "é", "1_000"]
 scalars = st.sampled_from(SCALARS) | st.text(max_size=6) | st.integers().map(str) | st.floats().map(repr)
 keys = st.sampled_from([*KEYS, *SECTIONS, "<<", "&b a", "*a", "? a", "1", "yes", "''", "!!str a", "a b", "[a]"])
 

@@ -58,9 +58,15 @@ def test_a_key_twice_is_named_with_both_lines(refused):
         ({"proposals": {"base": 1.0}}, "proposals.base: give 0 or 1, not 1.0"),
         ({"svm": {"C": "0.01"}}, "not '0.01' (text; take it out of its quotes"),
         ({"svm": {"rounds": "7"}}, "not '7' (text; take it out of its quotes"),
-        ({"bbox": {"difficult_positive": "yes"}}, "bbox.difficult_positive: input should be a valid boolean, not 'yes'"),
+        (
+            {"bbox": {"difficult_positive": "yes"}},
+            "difficult_positive: input should be a valid boolean, not 'yes'",
+        ),
         ({"bbox": {"difficult_positive": 1}}, "bbox.difficult_positive: input should be a valid boolean, not 1"),
-        ({"dataset": {"path": "d", "classes": [False]}}, "dataset.classes.0: input should be a valid string, not false "),
+        (
+            {"dataset": {"path": "d", "classes": [False]}},
+            "classes.0: input should be a valid string, not false ",
+        ),
         ({"dataset": {"path": "d", "train_splits": [2007]}}, "not 2007 (put it into quotes if it is text)"),
         ({"dataset": {"path": ""}}, "dataset.path: "),
     ],

