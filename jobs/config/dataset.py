@@ -31,7 +31,7 @@ class DatasetConfig(Settings):
     digest: Literal["content", "listing"] = "content"
     """An image's identity: its bytes, or (for very large stores) its listing: size and time or ETag."""
     storage_options: dict[str, Any] = Field(default_factory=dict, json_schema_extra=NOT_IDENTITY)
-    """For the file system of ``path``; secrets as ``env:NAME``."""
+    """For the file system of ``path``; as ``env:NAME`` all but what is known to hold no secret."""
 
     @property
     def splits(self) -> tuple[str, ...]:

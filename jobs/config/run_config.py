@@ -28,7 +28,7 @@ from jobs.errors import UsageError
 from storage.root import StorageError, check_options, check_url
 from storage.secrets import redacted_value
 
-_LONGEST = 1 << 20
+_LONGEST = 1 << 18
 """Bytes of a config, at most: PyYAML takes seconds for so many."""
 _OPTIONS = ("storage_options", "dataset.storage_options")
 _NOT_OF_A_KEY = re.compile(r"function-|literal\[|tuple\[|int$|float$|str$|bool$|constrained-")
@@ -51,7 +51,8 @@ class RunConfig(Settings):
     pretrain: PretrainConfig = PretrainConfig()
     execution: ExecutionConfig = ExecutionConfig()
     storage_options: dict[str, Any] = Field(default_factory=dict, json_schema_extra=NOT_IDENTITY)
-    """For the file system of the root; secrets as ``env:NAME``, or by the store's own profiles and variables."""
+    """For the file system of the root; as ``env:NAME`` all but what is known to hold no secret (docs/operations.md), or by
+    the store's own profiles and variables."""
 
     @model_validator(mode="after")
     def _the_softmax_has_no_svms(self) -> RunConfig:
@@ -209,7 +210,7 @@ def _explain(error: dict[str, Any]) -> tuple[str, str]:
         allowed = _keys_of(path[:-1])
         close = difflib.get_close_matches(path[-1], allowed, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        return "", f"unknown key {name!r}; {hint}allowed: {', '.join(allowed)}"
+        return "", f"unknown key {name[:100]!r}; {hint}allowed: {', '.join(allowed)}"
     if kind == "missing" and path[-1].isdigit():
         return f"{'.'.join(path[:-1])}: ", "the list is too short"
     if kind == "missing":

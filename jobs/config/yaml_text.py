@@ -115,7 +115,7 @@ class _Loader(yaml.SafeLoader):
             if len(places) > 1:
                 often = "twice" if len(places) == 2 else f"{len(places)} times"
                 named = f"{', '.join(map(str, places[:-1]))} and {places[-1]}"
-                self.twice.append(f"the key {name!r} stands {often}, in lines {named}")
+                self.twice.append(f"the key {name[:60]!r} stands {often}, in lines {named}")
         return node
 
     def _measure(self, node: Node, parts: list[Node]) -> None:
@@ -176,7 +176,7 @@ class _Loader(yaml.SafeLoader):
 
     def other(self, node: Node) -> Any:
         """Never: a kind of value that no key takes."""
-        raise self.refused(node, f"a value of the kind {node.tag.removeprefix(_TAG)!r}, which no key takes")
+        raise self.refused(node, f"a value of the kind {node.tag.removeprefix(_TAG)[:60]!r}, which no key takes")
 
 
 def _float(text: str) -> float | None:
