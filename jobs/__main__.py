@@ -1,5 +1,7 @@
 """``python -m jobs`` and ``spp``: the check that our own code will run comes before any import of it."""
 
+import sys
+
 from jobs import preflight
 from jobs.console import streams
 
@@ -9,7 +11,9 @@ def main() -> None:
     streams.prepare()
     preflight.check()
     from jobs.cli.main import main as command_line
+    from jobs.cli.main import show_fault
 
+    sys.excepthook = show_fault
     raise SystemExit(streams.code_at_the_end(command_line()))
 
 

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import glob
 import os
-import re
 import sys
 import tempfile
 import uuid
@@ -22,7 +21,8 @@ import pyarrow.fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-_SECRET = ("key", "secret", "token", "password", "credential", "sas")
+from storage.secrets import keep_secrets, open_options, secret_in
+
 _UPLOAD_DELAYS = (0.2, 1.0, 5.0)
 """Seconds before a failed upload is repeated."""
 _BY_PREFIX = frozenset(("s3", "s3a", "gs", "gcs", "abfs", "az"))
@@ -30,7 +30,6 @@ _BY_PREFIX = frozenset(("s3", "s3a", "gs", "gcs", "abfs", "az"))
 _DIGITS = "0123456789abcdef"
 _MANY_NAMES = 1000
 _MODIFIED = ("LastModified", "last_modified", "updated", "mtime", "created")
-_PASSWORD = re.compile(r"[^/]+://[^/@]*:[^/@]+@")
 
 
 def store_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
@@ -61,15 +60,12 @@ def open_root(url: str, storage_options: Mapping[str, Any] | None = None) -> Roo
     """The root at ``url``; nothing is created or read yet.
 
     ``storage_options`` go to the fsspec file system. A value ``env:NAME`` is taken from the environment, and what
-    looks like a secret must be given so (or by a profile): configs are written beside the data.
+    is not known to be harmless must be given so (or by a profile): configs are written beside the data.
 
     Raises StorageError: an unknown protocol, a missing package, a secret in the open, an unset variable.
     """
+    check_url("root", url)
     options = resolve_options(storage_options or {})
-    if _PASSWORD.match(url):
-        raise StorageError(
-            "root: there is a password in the URL; leave it out, and name it in storage_options: env:NAME"
-        )
     if "://" in url and not url.startswith(("file://", "local://", "memory://")):
         options.setdefault("use_listings_cache", False)  # another process's commits must be seen
     try:
@@ -88,23 +84,44 @@ def is_local(url: str) -> bool:
     return "://" not in url or url.startswith(("file://", "local://"))
 
 
+def check_url(where: str, url: str) -> None:
+    """Raises StorageError, which does not repeat it, if a path or URL holds what grants access; ``where``: its key."""
+    found = secret_in(url)
+    if found is not None:
+        raise StorageError(
+            f"{where}: {found} stands in the URL in the open; leave it out, and name it in storage_options: env:NAME "
+            f"(or by the store's own profiles and variables)"
+        )
+
+
+def check_options(options: Mapping[str, Any], key: str = "storage_options") -> None:
+    """Raises StorageError, which does not repeat it, for an option that may be a secret and stands in the open.
+
+    What the others take from the environment is shown nowhere from now on.
+    """
+    for where, problem in open_options(options, key):
+        name = where.rsplit(".", 1)[-1].split("[")[0]
+        raise StorageError(f"{where} {problem}; name an environment variable instead: {name}: env:NAME")
+    keep_secrets(options)
+
+
 def resolve_options(options: Mapping[str, Any], key: str = "storage_options") -> dict[str, Any]:
     """``options`` with every ``env:NAME`` replaced by the variable's value; StorageError for an open secret."""
-    resolved: dict[str, Any] = {}
-    for name, value in options.items():
-        where = f"{key}.{name}"
-        if isinstance(value, Mapping):
-            resolved[name] = resolve_options(value, where)
-        elif isinstance(value, str) and value.startswith("env:"):
-            variable = value.removeprefix("env:")
-            if variable not in os.environ:
-                raise StorageError(f"{where} names the environment variable {variable!r}, which is not set")
-            resolved[name] = os.environ[variable]
-        elif any(word in name.lower() for word in _SECRET) and isinstance(value, str):
-            raise StorageError(f"{where} looks like a secret; name an environment variable instead: {name}: env:NAME")
-        else:
-            resolved[name] = value
-    return resolved
+    check_options(options, key)
+    return {name: _resolved(value, f"{key}.{name}") for name, value in options.items()}
+
+
+def _resolved(value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _resolved(one, f"{where}.{name}") for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_resolved(one, where) for one in value]
+    if not (isinstance(value, str) and value.startswith("env:")):
+        return value
+    variable = value.removeprefix("env:")
+    if variable not in os.environ:
+        raise StorageError(f"{where} names the environment variable {variable!r}, which is not set")
+    return os.environ[variable]
 
 
 class Root:

@@ -1,4 +1,4 @@
-"""A file system that fails as real ones do, on a plan: ``faulty:///path`` with ``storage_options: {plan: file.json}``.
+"""A file system that fails as real ones do, on a plan: ``faulty:///path`` with ``storage_options: {fo: file.json}``.
 
 The plan is a JSON object, read at every call, so that a test can mend the store in mid-run:
 
@@ -37,9 +37,9 @@ class FaultyFileSystem(AbstractFileSystem):
     protocol = "faulty"
     root_marker = "/"
 
-    def __init__(self, plan: str, **options: Any) -> None:
+    def __init__(self, fo: str, **options: Any) -> None:
         super().__init__(**options)
-        self._plan = Path(plan)
+        self._plan = Path(fo)  # a key that is known to hold no secret
         self._local = LocalFileSystem(auto_mkdir=True)
 
     @classmethod

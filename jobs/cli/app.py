@@ -60,6 +60,7 @@ def invocation_of(config: str | None, root: str | None, name: str | None, overri
 
     if config is None:
         raise UsageError("--config FILE is needed; configs/ holds examples")
+    check_places(config=config)
     loaded = load_config(config, overrides or ())
     place = open_root(_root_url(root), loaded.storage_options)
     return Invocation(loaded, place, name or Path(config).stem, tuple(sys.argv))
@@ -70,14 +71,17 @@ def listed(text: str) -> list[str]:
 
 
 def place_of(config: str | None, root: str | None, overrides: list[str] | None) -> Root:
-    """The root; a config is only needed for its storage options."""
+    """The root; a config is only needed for its storage options, and for ``overrides`` to change."""
     from storage.root import open_root
 
     options = {}
     if config is not None:
         from jobs.config.run_config import load_config
 
+        check_places(config=config)
         options = load_config(config, overrides or ()).storage_options
+    elif overrides:
+        raise UsageError("--set changes a config: give --config FILE too")
     return open_root(_root_url(root), options)
 
 
@@ -89,6 +93,15 @@ def recorded_run_of(
 
     place = place_of(config, root, overrides)
     return place, read_run(place, name or (Path(config).stem if config is not None else None))
+
+
+def check_places(**places: str | None) -> None:
+    """StorageError, which does not repeat it, for a secret in a path or URL; by option. Commands are recorded."""
+    from storage.root import check_url
+
+    for option, place in places.items():
+        if place is not None:
+            check_url(f"--{option}", place)
 
 
 def _root_url(root: str | None) -> str:

@@ -13,7 +13,9 @@ import difflib
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 import typer
@@ -68,6 +70,13 @@ def _damages() -> tuple[type[Exception], ...]:
     return (DamagedFileError,)
 
 
+def show_fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what nobody caught, as Python does, but without secrets: for ``sys.excepthook``."""
+    from storage.secrets import redacted
+
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
 def _mistakes() -> tuple[type[Exception], ...]:
     """What a user can mend."""
     from storage.root import StorageError
@@ -113,5 +122,7 @@ def _no_text(error: UnicodeEncodeError) -> str:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"spp: error: {' '.join(message.split())}", file=sys.stderr)
+    from storage.secrets import redacted
+
+    print(f"spp: error: {redacted(' '.join(message.split()))}", file=sys.stderr)
     return code

@@ -18,6 +18,7 @@ from jobs.cli.app import (
     SetOption,
     UntilOption,
     app,
+    check_places,
     invocation_of,
     listed,
     place_of,
@@ -86,10 +87,11 @@ def status(
 ) -> int:
     """Every stage: state, images, failed images, notes, rows, bytes, seconds."""
     from jobs.run import status as states
+    from storage.secrets import redacted
 
     place, record = recorded_run_of(config, root, run_name, set_)
     entries = states.status(place, record)
-    print(f"run {record.name}: {record.status}" + (f" ({record.error})" if record.error else ""))
+    print(f"run {record.name}: {record.status}" + (f" ({redacted(record.error)})" if record.error else ""))
     rows = [
         (
             e.stage,
@@ -263,6 +265,7 @@ def table(
     as_json: JsonOption = False,
 ) -> int:
     """The paper's tables: detection, layers by scales, or classification, layers by views; runs what is missing."""
+    check_places(csv=csv, markdown=markdown)
     invocation = invocation_of(config, root, run_name, set_)
     if classification:
         if only_print:

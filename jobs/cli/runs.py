@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli.app import ConfigOption, JsonOption, RootOption, RunOption, SetOption, UntilOption, app, invocation_of
+from jobs.cli.app import (
+    ConfigOption,
+    JsonOption,
+    RootOption,
+    RunOption,
+    SetOption,
+    UntilOption,
+    app,
+    check_places,
+    invocation_of,
+)
 from jobs.console.runs import print_failed, print_metrics, print_notes, print_run
 from jobs.console.tables import print_json
 from jobs.errors import UsageError
@@ -66,6 +76,7 @@ def detect(
     as_json: JsonOption = False,
 ) -> int:
     """The SVMs and box regressors on the proposals of the test splits."""
+    check_places(voc=voc, coco=coco)
     code = _run(config, root, run_name, set_, ("detect",), as_json and not (voc or coco))
     if voc or coco:
         from jobs.evaluate.export import export
@@ -96,6 +107,7 @@ def evaluate(
 
     if config is None:
         raise UsageError("--config FILE is needed: its dataset section says where the annotations are")
+    check_places(detections=detections)
     measured = evaluate_result_files(load_config(config, set_ or ()), detections)
     print_metrics(measured)
     print_json(as_json, measured)
@@ -156,6 +168,7 @@ def pretrain(
     as_json: JsonOption = False,
 ) -> int:
     """Train a body and a classifier on labelled images, as on ImageNet, and test them view by view."""
+    check_places(export=export)
     from jobs.pretrain import driver as pretraining
 
     invocation = invocation_of(config, root, run_name, set_)

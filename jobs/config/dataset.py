@@ -12,7 +12,7 @@ from jobs.config.settings import ADDED_LATER, NOT_IDENTITY, Settings
 class DatasetConfig(Settings):
     """The ``dataset:`` section of the config."""
 
-    path: str = Field(json_schema_extra=NOT_IDENTITY)
+    path: str = Field(min_length=1, json_schema_extra=NOT_IDENTITY)
     """Folder or URL with JPEGImages/, Annotations/ and ImageSets/Main/, or with several such (VOC2007/, VOC2012/); of
     other layouts see ``layout``."""
     layout: Literal["voc", "folder", "table"] = Field("voc", json_schema_extra=ADDED_LATER)
@@ -31,7 +31,7 @@ class DatasetConfig(Settings):
     digest: Literal["content", "listing"] = "content"
     """An image's identity: its bytes, or (for very large stores) its listing: size and time or ETag."""
     storage_options: dict[str, Any] = Field(default_factory=dict, json_schema_extra=NOT_IDENTITY)
-    """For the file system of ``path``; secrets as ``env:NAME``."""
+    """For the file system of ``path``; as ``env:NAME`` all but what is known to hold no secret."""
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jobs.config.settings import NOT_IDENTITY, Settings
 
@@ -65,6 +65,13 @@ class ProposalsConfig(Settings):
     """All but file: longer images are searched at this size."""
     seed: int = 0
     """All but file: of the ranking; hashed with the image id."""
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _true_is_not_one(cls, base: Any) -> Any:
+        if base is not None and type(base) is not int:
+            raise ValueError("give 0 or 1")
+        return base
 
     @model_validator(mode="after")
     def _parameters_belong_to_the_method(self) -> ProposalsConfig:

@@ -23,7 +23,8 @@ _HEAD = """\
 Made by `python -m jobs.config.reference > docs/config.md`; do not edit it by hand.
 
 A config is a YAML file with one section per stage. `--set section.key=value` changes a key for one command, the value
-being YAML: `--set features.scales=[480,688]`. An unknown key or an impossible value is refused before anything starts.
+being YAML: `--set features.scales=[480,688]`. An unknown key or an impossible value is refused before anything starts;
+what YAML would drop or take for something else too: [input.md](input.md#a-config).
 """
 
 _INTRODUCTIONS = {

@@ -14,7 +14,9 @@ class _Stderr(logging.Handler):
     """Writes to the standard error of the moment: a progress bar puts itself in its place while it runs."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        from storage.secrets import redacted  # the store's package, which the help does without
+
+        print(redacted(self.format(record)), file=sys.stderr, flush=True)
 
 
 def configure(level: int = logging.INFO) -> None:

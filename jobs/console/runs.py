@@ -56,8 +56,10 @@ def print_failed(root: Root, record: RunRecord) -> dict[str, str]:
 
 def list_failed(failed: Mapping[str, str]) -> None:
     """A line per failed image with its reason, of the first twenty."""
+    from storage.secrets import redacted  # the store's package, which the help does without
+
     for image_id, reason in list(failed.items())[:20]:
-        print(f"failed image {image_id}: {reason}")
+        print(f"failed image {image_id}: {redacted(reason)}")
     if len(failed) > 20:
         print(f"... and {len(failed) - 20} more failed images; `spp notes --failed` lists all")
 

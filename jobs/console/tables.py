@@ -21,12 +21,14 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
+    from storage.secrets import redacted  # the store's package, which the help does without
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     end = len(columns) if right_until is None else right_until
     for number, column in enumerate(columns):
         table.add_column(encodable(column), justify="right" if left <= number < end else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(encodable, row))  # before the columns are aligned
+        table.add_row(*(encodable(redacted(one)) for one in row))  # before the columns are aligned
     if sys.stdout.isatty():
         Console(highlight=False, markup=False).print(table)
         return
@@ -61,9 +63,11 @@ def write_texts(texts: Mapping[str | None, Callable[[], str]]) -> None:
 
 
 def print_json(wanted: bool, value: dict[str, Any]) -> None:
-    """One JSON object on a line of its own, if it is ``wanted``."""
+    """One JSON object on a line of its own, if it is ``wanted``. Secrets of old records are left out."""
     if wanted:
-        print(json.dumps(value, default=str))
+        from storage.secrets import redacted_value
+
+        print(json.dumps(redacted_value(value), default=str))
 
 
 def cell(value: Any) -> str:

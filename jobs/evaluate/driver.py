@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,9 @@ from storage.schemas import schema
 
 if TYPE_CHECKING:
     from pipeline.measures.average_precision import ClassResult, GroundTruth
+    from pipeline.measures.result_files import VocResults
 
+_log = logging.getLogger("spp")
 
 _MEASURES = ("class_name", "ap_11", "ap_area", "positives", "detections", "true_positives")
 """The columns of ``metrics`` but the curves."""
@@ -58,28 +62,41 @@ def evaluate(invocation: Invocation, record: RunRecord, index: Index, session: R
 def evaluate_result_files(config: RunConfig, pattern: str) -> dict[str, Any]:
     """Measure the VOC result files that an fsspec path or pattern names. The data set is read; nothing is stored."""
     index = index_of(list(read_index(config.dataset, config.execution.index_threads)))
+    for row in index.ledger:
+        _log.warning("%s: image %s: %s", "failed" if row.level == "failed" else "note", row.image_id, row.message)
     try:
         files = fsspec.open_files(pattern, "rb")
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"--detections {pattern!r}: {error}") from error
     if not files:
         raise UsageError(f"--detections {pattern!r}: there is no such file")
-    texts = {}
+    texts: dict[str, bytes] = {}
     for file in files:
-        with file as stream:
-            name = file.path.rsplit("/", 1)[-1]
-            if name in texts:
-                raise UsageError(
-                    f"--detections {pattern!r}: there are several files {name!r}; give those of one detector"
-                )
-            texts[name] = stream.read()
-    return evaluate_files(config.evaluate, index, config.dataset.test_splits, texts)
+        name = file.path.rsplit("/", 1)[-1]
+        if name in texts:
+            raise UsageError(f"--detections {pattern!r}: there are several files {name!r}; give those of one detector")
+        try:
+            with file as stream:
+                texts[name] = stream.read()
+        except FileNotFoundError:
+            raise UsageError(f"--detections {pattern!r}: there is no such file") from None
+        except IsADirectoryError:
+            raise UsageError(
+                f"--detections {pattern!r}: {name!r} is a folder; give its files, {name}/comp4_det_*.txt"
+            ) from None
+    measured = evaluate_files(config.evaluate, index, config.dataset.test_splits, texts)
+    for note in measured["notes"]:
+        _log.warning("note: %s", note)
+    return measured
 
 
 def evaluate_files(
     config: EvaluateConfig, index: Index, splits: Sequence[str], texts: Mapping[str, bytes]
 ) -> dict[str, Any]:
-    """Measure VOC result files, name to content, against the objects of ``splits``. UsageError for a broken one."""
+    """Measure VOC result files, name to content, against the objects of ``splits``. UsageError for a broken one.
+
+    ``notes``: what the files leave out, and what in them is more likely a mistake than a detection.
+    """
     from pipeline.measures.average_precision import Detections, evaluate_classes
     from pipeline.measures.result_files import ResultFileError, read_voc
 
@@ -87,13 +104,15 @@ def evaluate_files(
     ids: list[str] = []
     names: list[str] = []
     scores, boxes = [np.zeros(0)], [np.zeros((0, 4), np.float32)]
+    parts: list[VocResults] = []
     for name, text in texts.items():
         try:
             part = read_voc(name, text)
         except ResultFileError as error:
             raise UsageError(str(error)) from error
-        if part.class_name in names:
+        if any(part.class_name == other.class_name for other in parts):
             raise UsageError(f"{name}: there is another file of class {part.class_name!r}; give one for each class")
+        parts.append(part)
         foreign = sorted(set(part.image_ids).difference(image_ids))
         if foreign:
             raise UsageError(
@@ -105,9 +124,14 @@ def evaluate_files(
         scores.append(part.scores)
         boxes.append(part.boxes)
     known = index.class_names()
-    unknown = sorted(set(names).difference(known))
+    unknown = sorted({part.class_name for part in parts}.difference(known))
     if unknown:
-        raise UsageError(f"the data set has no class {unknown[0]!r}; its classes: {', '.join(known)}")
+        close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        raise UsageError(
+            f"the data set has no class {unknown[0]!r}; "
+            + (f"did you mean {close[0]!r}? " if close else "")
+            + f"its classes: {', '.join(known) or 'none'}"
+        )
     objects = index.objects_in(splits)
     found = evaluate_classes(
         ground_truth(objects),
@@ -118,7 +142,37 @@ def evaluate_files(
         overlap=config.min_overlap,
         thresholds=config.thresholds,
     )
-    return summary(metric_rows(found))
+    return {**summary(metric_rows(found)), "notes": _notes(parts, known, image_ids)}
+
+
+def _notes(parts: Sequence[VocResults], known: Sequence[str], image_ids: Sequence[str]) -> list[str]:
+    """What result files leave out, and what is odd in them."""
+    notes = []
+    given = {part.class_name for part in parts}
+    without = [name for name in known if name not in given]
+    if without:
+        notes.append(
+            f"{len(without)} of {len(known)} classes have no file, and so AP 0, which the mean counts: "
+            f"{', '.join(without)}"
+        )
+    empty = [part.class_name for part in parts if not part.image_ids]
+    if empty:
+        notes.append(f"{len(empty)} files are empty: no detection of {', '.join(empty)}")
+    splits = sorted({part.split for part in parts})
+    if len(splits) > 1:
+        notes.append(f"by their names, the files are of several splits: {', '.join(splits)}")
+    bare = sorted(set(image_ids).difference(*(part.image_ids for part in parts)))
+    if bare:
+        notes.append(f"{len(bare)} of {len(image_ids)} images have no detection in any file, such as {bare[0]!r}")
+    for part in parts:
+        rows = zip(part.image_ids, part.scores.tolist(), part.boxes.tolist(), strict=True)
+        twice = len(part.image_ids) - len({(image_id, score, *box) for image_id, score, box in rows})
+        if twice:
+            notes.append(f"{twice} lines of class {part.class_name!r} stand twice, and count as false positives")
+        reversed_ = int(((part.boxes[:, 2:] <= part.boxes[:, :2]).any(axis=1)).sum())
+        if reversed_:
+            notes.append(f"{reversed_} boxes of class {part.class_name!r} are reversed or empty: are they x, y, w, h?")
+    return notes
 
 
 def ground_truth(objects: pa.Table) -> GroundTruth:

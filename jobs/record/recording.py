@@ -7,6 +7,7 @@ import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,6 +19,7 @@ from storage.damage import DamagedFileError
 from storage.manifest import read_manifest
 from storage.root import Root, StorageError, store_errors
 from storage.runs import RunRecord, check_run_name, read_run, record_key, run_names, write_run
+from storage.secrets import redacted, redacted_value
 
 _log = logging.getLogger("spp")
 
@@ -41,8 +43,9 @@ def _begin(invocation: Invocation, sections: Collection[str] | None) -> RunRecor
     earlier = read_run(invocation.root, invocation.name) if invocation.name in run_names(invocation.root) else None
     record = RunRecord(
         name=invocation.name,
-        config=invocation.config.model_dump(mode="json", include=None if sections is None else set(sections)),
-        argv=[part.encode(errors="backslashreplace").decode() for part in invocation.argv],  # some names are no UTF-8
+        config=redacted_value(_recorded(invocation.config, sections), known=False),
+        # some names are no UTF-8
+        argv=[part.encode(errors="backslashreplace").decode() for part in redacted_value(invocation.argv)],
         versions=versions(),
         host=socket.gethostname(),
         started=_now(),
@@ -51,6 +54,10 @@ def _begin(invocation: Invocation, sections: Collection[str] | None) -> RunRecor
     )
     write_run(invocation.root, record)
     return record
+
+
+def _recorded(config: RunConfig, sections: Collection[str] | None) -> dict[str, Any]:
+    return config.model_dump(mode="json", include=None if sections is None else set(sections))
 
 
 @contextmanager
@@ -63,17 +70,17 @@ def _ending(root: Root, record: RunRecord) -> Iterator[None]:
         record.exit_code = 3 if failed > allowed else 0
         record.status = "done"
     except (RunFailed, DamagedFileError) as error:
-        record.exit_code, record.status, record.error = 1, "failed", str(error)
+        record.exit_code, record.status, record.error = 1, "failed", redacted(str(error))
         raise
     except (UsageError, StorageError) as error:
-        record.exit_code, record.status, record.error = 2, "failed", str(error)
+        record.exit_code, record.status, record.error = 2, "failed", redacted(str(error))
         raise
     except KeyboardInterrupt:
         record.exit_code, record.status, record.error = 1, "failed", "interrupted"
         raise
     except BaseException as error:
         record.exit_code, record.status = 1, "failed"
-        record.error = f"{type(error).__name__}: {error}"
+        record.error = redacted(f"{type(error).__name__}: {error}")
         raise
     finally:
         record.finished = _now()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from jobs.config.run_config import RunConfig
 from jobs.dataset.driver import make_index
+from jobs.dataset.index import Index
 from jobs.dataset.stored import recorded_index
 from jobs.errors import UsageError
 from jobs.execution.session import RaySession, local_places
@@ -31,7 +32,11 @@ def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> R
     asked = [stage for stage in STAGES if stage.name in stages]
     images = config.dataset.path if any(stage.reads_images(config) for stage in asked) else None
     with recorded_run(invocation) as record, RaySession(config.execution, local_places(root, images)) as session:
-        index = make_index(invocation, record) if asked[0] is STAGES[0] else recorded_index(root, record)
+        if asked[0] is STAGES[0]:
+            index = make_index(invocation, record)
+        else:
+            index = recorded_index(root, record)
+            _check_classes(config.dataset.classes, index, record.name)
         assignment = Assignment(invocation, Context(config, root, index, record), session, retry)
         for note in foreseen(stages, assignment.context):
             _log.warning("note: %s", note)
@@ -39,6 +44,18 @@ def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> R
             _do(assignment, group, asked)
         record.holds = [] if asked[-1] is STAGES[-1] else unsettled(record)
     return record
+
+
+def _check_classes(classes: Sequence[str] | None, index: Index, run: str) -> None:
+    """UsageError if an index holds objects of other classes than the config names today, or none of one of these."""
+    known = index.class_names()
+    if classes is None or set(classes) == set(known):
+        return
+    more = sorted(set(known).difference(classes)) or sorted(set(classes).difference(known))
+    raise UsageError(
+        f"dataset.classes are not those of the index of run {run!r}, which differ in {', '.join(more)}; "
+        f"run `spp index` first, or `spp run`"
+    )
 
 
 def _groups(asked: Sequence[Stage], assignment: Assignment) -> Iterator[list[Stage]]:

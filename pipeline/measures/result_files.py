@@ -9,15 +9,25 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.boxes import Boxes, as_boxes, from_inclusive, to_inclusive
 
-_VOC_NAME = re.compile(r"comp[34](?:_[^_/]+)?_det_(?P<split>[^_/]+)_(?P<class_name>[^/]+)\.txt")
+_VOC_NAME = re.compile(r"comp[34](?:_[^_/]+)?_det_(?P<split>[^_/]+)_(?P<class_name>[^/]+)\.txt", re.DOTALL)
+_NO_FILE_NAME = re.compile(r"""[\x00-\x1f\x7f-\x9f/\\:*?"<>|\[\]#\u2028\u2029]|%(?=[0-9A-Fa-f]{2})""")
+"""What some file system, shell pattern or URL takes for something else than a letter of a name."""
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789 ._-")
+_FARTHEST = 10_000_000
+"""Pixels from the origin. Farther away areas are no longer exact, or not finite, in float32."""
+_LONGEST_NAME = 255
+"""Bytes of a file's name that file systems take."""
 
 
 class ResultFileError(ValueError):
@@ -35,30 +45,61 @@ class VocResults:
     boxes: Boxes
 
 
-def voc_file_name(split: str, class_name: str) -> str:
+def voc_file_name(split: str, class_name: str, alike: bool = False) -> str:
     """``comp4_det_<split>_<class>.txt``, as the VOC devkit names the detections of one class (VOCinit.m).
+
+    A name without folders, whatever the class is called: of the class, what cannot stand in the name of a file (``/``,
+    ``\\``, control characters, ``: * ? " < > | [ ] #``, and ``%`` before two hexadecimal digits) is written as in a
+    URL, ``/`` as ``%2F``; ``alike``: all but small Latin letters, digits and ``. _ -`` and the space.
 
     Raises ValueError for a name that could not be read back: the first underscore ends the split.
     """
-    name = f"comp4_det_{split}_{class_name}.txt"
+    if alike:
+        written = "".join(letter if letter in _PLAIN else _percent(letter) for letter in class_name)
+    else:
+        written = _NO_FILE_NAME.sub(lambda found: _percent(found[0]), class_name)
+    name = f"comp4_det_{split}_{written}.txt"
     match = _VOC_NAME.fullmatch(name)
-    if match is None or match["split"] != split:
+    if match is None or match["split"] != split or _NO_FILE_NAME.search(split):
         raise ValueError(
-            f"no VOC results file can be named after split {split!r} and class {class_name!r}: "
-            "neither may be empty or hold '/', and the split no underscore; rename it"
+            f"no VOC results file can be named after split {split!r} and class {class_name!r}: neither may be empty, "
+            "and the split must be the name of a file without underscores; rename it"
         )
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(f"class {class_name[:40]!r}...: its VOC results file would have a name too long; rename it")
     return name
 
 
+def voc_file_names(split: str, class_names: Sequence[str]) -> dict[str, str]:
+    """Class to the name of its file. No two are the same file where case or Unicode's forms do not count.
+
+    Raises ValueError as ``voc_file_name``, before any is used.
+    """
+    folded = Counter(_fold(name) for name in class_names)
+    names = {name: voc_file_name(split, name, alike=folded[_fold(name)] > 1) for name in class_names}
+    if len({name.casefold() for name in names.values()}) < len(names):
+        raise ValueError(f"two of the classes {', '.join(map(repr, class_names))} would have one VOC results file")
+    return names
+
+
+def _percent(letter: str) -> str:
+    """As in a URL; unlike ``urllib.parse.quote``, capitals too."""
+    return "".join(f"%{byte:02X}" for byte in letter.encode())
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
 def parse_voc_file_name(name: str) -> tuple[str, str]:
-    """Split and class name of a results file's name (without folders).
+    """Split and class name of a results file's name (without folders); ``%2F`` in the class is ``/`` again.
 
     ``comp3`` and the salt of py-faster-rcnn (``comp4_<salt>_det_...``) are read too. Raises ResultFileError.
     """
     match = _VOC_NAME.fullmatch(name)
     if match is None:
         raise ResultFileError(f"{name}: a VOC results file is named comp4_det_<split>_<class>.txt; rename it")
-    return match["split"], match["class_name"]
+    return match["split"], unquote(match["class_name"])
 
 
 def voc_lines(image_ids: Sequence[str], scores: NDArray[np.floating], boxes: Boxes) -> Iterator[str]:
@@ -169,7 +210,7 @@ def _each_line(name: str, lines: str | bytes | Iterable[str]) -> Iterable[str]:
     if not isinstance(lines, bytes):
         return lines
     try:
-        return lines.decode().splitlines()
+        return lines.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ResultFileError(f"{name}, line {line}: not UTF-8 text; write the file as UTF-8") from error
@@ -177,13 +218,16 @@ def _each_line(name: str, lines: str | bytes | Iterable[str]) -> Iterable[str]:
 
 def _numbers(name: str, number: int, words: list[str]) -> list[float]:
     try:
-        values = [float(word) for word in words]
+        # float() also takes 1_0 for 10, and digits of all alphabets
+        values = [float(word) for word in words if word.isascii() and "_" not in word]
     except ValueError:
         values = []
-    if len(values) != 5 or not all(map(math.isfinite, values)):
+    if len(words) != 5 or len(values) != 5 or not all(map(math.isfinite, values)):
         shown = " ".join(words)
         raise ResultFileError(
             f"{name}, line {number}: after the image id stands {shown[:100]!r}, "
             "where there must be five finite numbers: score x1 y1 x2 y2"
         )
+    if max(map(abs, values[1:])) > _FARTHEST:
+        raise ResultFileError(f"{name}, line {number}: a corner beyond {_FARTHEST:,} pixels is none of an image")
     return values

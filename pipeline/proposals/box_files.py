@@ -129,7 +129,7 @@ def read_parquet(file: IO[bytes], image_ids: Collection[str], order: Order) -> d
             )
             first = first or table["image_id"].slice(0, 1).to_pylist()
             pieces.append(_numbers(table.filter(pc.is_in(table["image_id"], wanted))))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of damaged names of columns
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the store, not the file
         raise BoxFileError(f"it is no Parquet file that can be read: {error}") from error

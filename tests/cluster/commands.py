@@ -125,7 +125,7 @@ def disturbed_project(
 ) -> DisturbedProject:
     """A project in ``folder`` on that data set, with ``changes`` of the config; its root is a folder unless it is given
     as a URL. The store does not fail yet."""
-    options = {"plan": str(folder / "plan.json")}
+    options = {"fo": str(folder / "plan.json")}
     changes["dataset"] = {"path": f"faulty://{data.path.parent}", "storage_options": options}
     changes["features"] = {"scales": [96], **changes.get("features", {})}
     changes["execution"] = {"num_cpus": 2, **changes.get("execution", {})}

@@ -70,7 +70,7 @@ def test_a_damaged_ledger_names_the_manifest(place, text):
     broken = manifest.table.set_column(column, manifest.table.schema.field(column), pa.array([text], pa.string()))
     for read in (lambda made: made.ledger, lambda made: list(made.ledgers())):
         with pytest.raises(
-            StorageError, match=rf"manifest/{manifest.digest}\.parquet is damaged: its ledger is; remove"
+            StorageError, match=rf"manifest/{manifest.digest}\.parquet is damaged: its ledger is no list of notes"
         ):
             read(Manifest("features", METHOD, manifest.digest, broken))
 

@@ -1,8 +1,11 @@
+import glob
 import json
+import unicodedata
+from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.boxes import as_boxes
@@ -14,6 +17,7 @@ from pipeline.measures.result_files import (
     parse_voc_file_name,
     read_voc,
     voc_file_name,
+    voc_file_names,
     voc_lines,
 )
 
@@ -103,10 +107,40 @@ def test_a_file_of_another_name_is_refused(name):
         read_voc(name, "")
 
 
-@pytest.mark.parametrize(("split", "class_name"), [("my_test", "dog"), ("", "dog"), ("test", ""), ("test", "a/b")])
+@pytest.mark.parametrize(
+    ("split", "class_name"),
+    [("my_test", "dog"), ("", "dog"), ("test", ""), ("te/st", "a"), ("..\\x", "a"), ("a*", "dog"), ("test", "x" * 300)],
+)
 def test_a_name_that_could_not_be_read_back_is_not_written(split, class_name):
     with pytest.raises(ValueError, match="rename"):
         voc_file_name(split, class_name)
+
+
+@given(st.lists(st.text(min_size=1, max_size=40), unique=True, min_size=1, max_size=6))
+@example(["../../x", "a/b", "a\\b", "CON", "\0", "a%2Fb", "%", "\n", ".", "..", " ", "~", "::", "\u2028"])
+@example(["Dog", "dog", "DOG", "%44og"])
+@example(["\u00e9", "e\u0301", "\u212b", "\u00c5", "stra\u00dfe", "strasse", "\ufb01", "fi"])
+def test_any_classes_have_files_of_their_own_in_one_folder(classes):
+    names = voc_file_names("test", [name for name in classes if is_text(name)])
+    folded = {unicodedata.normalize("NFKC", name).casefold() for name in names.values()}
+    assert len(folded) == len(names), "nor are two one file where case does not count"
+    for class_name, name in names.items():
+        assert parse_voc_file_name(name) == ("test", class_name)
+        assert not set(name) & set('/\\:*?"<>|[]#\0\n\r')
+        assert PurePosixPath("out", name).parent == PurePosixPath("out")
+        assert PureWindowsPath("out", name).parent == PureWindowsPath("out")
+        assert not PureWindowsPath(name).is_reserved()
+        assert glob.escape(name) == name
+
+
+def is_text(name: str) -> bool:
+    """Whether a name has no half of a surrogate pair: no annotation can have one."""
+    return name == name.encode(errors="replace").decode()
+
+
+def test_a_class_keeps_its_name_where_that_can_be_a_file_s():
+    classes = ["dog", "traffic_light", "hot dog", "100%", "Ä", "it's", ".x", "-"]
+    assert voc_file_names("val", classes) == {name: f"comp4_det_val_{name}.txt" for name in classes}
 
 
 @pytest.mark.parametrize("image_id", ["", "two words", "line\n", " 1"])
