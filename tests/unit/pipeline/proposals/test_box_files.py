@@ -146,6 +146,13 @@ def test_columns_with_names_have_one_order():
 # --- .mat ---
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
+def test_the_reason_comes_through_whatever_the_streams_encode(encoding, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    with pytest.raises(BoxFileError, match="image 'tést' stands in it twice"):
+        read_mat(mat(["tést", "tést"], [NUMBERS, NUMBERS]), ["tést"])
+
+
 def test_a_mat_of_rcnn_gives_its_numbers():
     file = mat(["000005", "000007", "000009"], [NUMBERS[:2], np.empty((0, 0)), NUMBERS[2:]])
     found = read_mat(file, ["000005", "000007", "1"])
