@@ -141,6 +141,14 @@ def test_scaled_values_are_noted_and_another_content(folder, identity):
     assert read_image(image_files(index)["dark"], {}).max() == 255
 
 
+def test_of_scaled_values_the_whole_file_is_read(folder):
+    """Also where an image is known by its listing, and its header would do."""
+    values = np.zeros((400, 500), np.uint16)
+    values[-1] = 1000
+    put(folder, "large", encoded(values, "TIFF"), "tif", size=(400, 500))
+    assert [kind for kind, _ in said(indexed(folder, digest="listing"))] == ["Scaled"]
+
+
 def test_values_that_are_no_numbers_fail_when_they_are_indexed(folder):
     put(folder, "holes", encoded(np.full((HEIGHT, WIDTH), np.nan, np.float32), "TIFF"), "tif")
     (row,) = indexed(folder).ledger

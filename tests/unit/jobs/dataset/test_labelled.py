@@ -225,6 +225,13 @@ class TestFolder:
         found = indexed(tmp_path, "folder", classes=["ant", "cat"])
         assert found.images["image_id"].to_pylist() == ["ant/one", "cat/one"]
 
+    def test_folders_like_those_that_are_asked_for_are_told(self, tmp_path):
+        for name in ("ant/one.png", "Ant/two.png", "bee/one.png", "Bee/two.png"):
+            add(tmp_path, name, len(name))
+        (row,) = indexed(tmp_path, "folder", classes=["ant"]).ledger
+        assert (row.image_id, row.type) == ("ant/one", "SimilarClassNames")
+        assert "'Ant', 'ant'" in row.message
+
     def test_a_folder_without_images_is_refused(self, tmp_path):
         (tmp_path / "cat").mkdir()
         with pytest.raises(UsageError, match="folder per class"):

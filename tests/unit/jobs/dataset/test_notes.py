@@ -28,6 +28,7 @@ def notes(images=(), classes=None, listing=None, unturned=(), **config):
     [
         ("raccoon", "Raccoon"),
         ("STRASSE", "straße"),
+        ("brand\u2122", "brandtm"),
         ("raccoon", "raccoon\u200b"),
         ("raccoon", "\ufeffraccoon"),
         ("raccoon", "rac\u00adcoon"),
