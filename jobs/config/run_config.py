@@ -51,8 +51,8 @@ class RunConfig(Settings):
     pretrain: PretrainConfig = PretrainConfig()
     execution: ExecutionConfig = ExecutionConfig()
     storage_options: dict[str, Any] = Field(default_factory=dict, json_schema_extra=NOT_IDENTITY)
-    """For the file system of the root; as ``env:NAME`` all but what is known to hold no secret (docs/operations.md), or by
-    the store's own profiles and variables."""
+    """For the file system of the root; as ``env:NAME`` all but what is known to hold no secret (docs/operations.md), or
+    by the store's own profiles and variables."""
 
     @model_validator(mode="after")
     def _the_softmax_has_no_svms(self) -> RunConfig:
