@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -91,17 +92,18 @@ def ask(
     Raises QueryError, and StorageError if the run has no dataset yet.
     """
     given = limits or Limits()
+    start = time.monotonic()
     try:
         if unsafe:
             with _open(root, record) as connection:
                 return _rows(connection.execute(_text(sql)), limit, None)
         with _confined(root, record, given) as connection, _stopped_after(connection, given.seconds) as end:
             return _rows(connection.execute(_only_select(connection, sql)), limit, end)
-    except duckdb.InterruptException as error:
-        raise QueryError(
-            f"query: it was stopped after {given.seconds:g} seconds; ask for less, or allow more with --seconds"
-        ) from error
     except duckdb.Error as error:
+        if not unsafe and time.monotonic() - start >= given.seconds:
+            raise QueryError(
+                f"query: it was stopped after {given.seconds:g} seconds; ask for less, or allow more with --seconds"
+            ) from error
         raise QueryError(f"query: {str(error).splitlines()[0]}{_hint(error, record, sql)}") from error
 
 
@@ -347,7 +349,8 @@ def _default_memory(connection: duckdb.DuckDBPyConnection) -> int:
     """The bytes that DuckDB takes at most: it knows a container's limit."""
     row = connection.execute("select current_setting('memory_limit')").fetchone()
     number, unit = str(row[0] if row else "").split()
-    return int(float(number) * _BYTES[unit])
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(min(float(number) * _BYTES.get(unit, whole), 0.8 * whole))  # some versions say 16383.9 PiB
 
 
 def _text(sql: str) -> str:

@@ -59,7 +59,8 @@ def evaluate_result_files(config: RunConfig, pattern: str) -> dict[str, Any]:
     """Measure the VOC result files that an fsspec path or pattern names. The data set is read; nothing is stored."""
     index = index_of(list(read_index(config.dataset, config.execution.index_threads)))
     try:
-        files = fsspec.open_files(pattern, "rb")
+        fs, path = fsspec.url_to_fs(pattern)
+        files = fsspec.open_files(pattern, "rb", expand=not fs.isfile(path))  # a name may hold "[1]" and be no pattern
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"--detections {pattern!r}: {error}") from error
     if not files:
