@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.commits import Commit, CommitName, LedgerRow, commit_key, read_commits
@@ -189,9 +188,9 @@ def read_manifest(root: Root, dataset: str, method: str, ident: str) -> Manifest
     columns = [(table.schema.get_field_index(name), _SCHEMA.field(name).type) for name in _NAMES]
     if any(at < 0 or table.schema.field(at).type != kind for at, kind in columns):
         raise StorageError(f"{key} is damaged: it is no manifest; remove it, and the next `spp run` makes it anew")
-    others = table.filter(pc.invert(names_its_data(table)))
-    if len(others):
-        named = str(others["data"][0].as_py())[:120]
+    right = names_its_data(table)
+    if not all(right):
+        named = str(table["data"][right.index(False)].as_py())[:120]
         raise StorageError(
             f"{key} is damaged: {named!r} is no name of a data file; remove it, and the next `spp run` makes it anew"
         )

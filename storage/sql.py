@@ -303,7 +303,7 @@ def _kind(statement: duckdb.Statement) -> str:
 
 def _only_reads(connection: duckdb.DuckDBPyConnection, sql: str) -> bool:
     """Whether no part of a SELECT writes, or runs SQL that is not to be seen here, by DuckDB's own parser."""
-    row = connection.execute("select json_serialize_sql(?)", [sql]).fetchone()
+    row = connection.execute(f"select json_serialize_sql({_text_of(sql)})").fetchone()  # a parameter would load pandas
     try:
         parsed = json.loads(row[0]) if row else {"error": True}
     except RecursionError:

@@ -47,6 +47,7 @@ def everything(root: Root) -> dict[str, bytes]:
     return dict(zip(found, root.fs.cat_ranges(found, None, None), strict=True))
 
 
+@pytest.mark.slow
 def test_a_query_sees_its_run_and_nothing_else(bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = open_root(f"{bucket}/small")
