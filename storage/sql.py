@@ -287,8 +287,9 @@ def _only_select(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Stat
     elif kind == "MULTI":
         raise QueryError("query: of several steps; a PIVOT is one if it names its columns: ON column IN (value, ...)")
     elif kind != "SELECT" or not _only_reads(connection, sql):
+        said = "a SELECT of which a part writes or runs SQL" if kind == "SELECT" else kind
         raise QueryError(
-            f"query: this {kind} is not allowed, only what reads: SELECT, FROM, VALUES, DESCRIBE, SUMMARIZE, SHOW, "
+            f"query: {said} is not allowed, only what reads: SELECT, FROM, VALUES, DESCRIBE, SUMMARIZE, SHOW, "
             f"PIVOT, EXPLAIN without ANALYZE; --unsafe allows all that DuckDB can do"
         )
     return statements[0]

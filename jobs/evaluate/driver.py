@@ -21,7 +21,7 @@ from jobs.record.versions import PRODUCER
 from pipeline.phases import PhaseClock
 from storage.columns import boxes_of, no_rows
 from storage.manifest import read_manifest, recorded_manifest
-from storage.root import Root
+from storage.root import Root, check_chain
 from storage.runs import DatasetRecord, RunRecord
 from storage.scan import scan_manifest
 from storage.schemas import schema
@@ -58,6 +58,7 @@ def evaluate(invocation: Invocation, record: RunRecord, index: Index, session: R
 def evaluate_result_files(config: RunConfig, pattern: str) -> dict[str, Any]:
     """Measure the VOC result files that an fsspec path or pattern names. The data set is read; nothing is stored."""
     index = index_of(list(read_index(config.dataset, config.execution.index_threads)))
+    check_chain(pattern, "--detections")
     try:
         fs, path = fsspec.url_to_fs(pattern)
         files = fsspec.open_files(pattern, "rb", expand=not fs.isfile(path))  # a name may hold "[1]" and be no pattern
