@@ -7,12 +7,12 @@ import pytest
 import storage
 from storage.manifest import fold
 from storage.root import StorageError, open_root
-from storage.runs import RunRecord, write_run
+from storage.runs import RunRecord, read_run, write_run
 from storage.schemas import schema
 from storage.sql import Limits, QueryError, ask, connect
 from storage.writer import ShardWriter
 from tests.hostile_queries import QUERIES, SECRET
-from tests.stored import DIM, METHOD, ROWS, commit_features, feature_rows, publish_run, store_run
+from tests.stored import DIM, METHOD, ROWS, commit_features, commit_images, feature_rows, publish_run, store_run
 
 
 @pytest.fixture
@@ -122,22 +122,32 @@ def test_a_folder_of_any_name_changes_no_column(kind, name, tmp_path):
 # --- what a query may do ---
 
 
+@pytest.fixture(scope="module", params=["folder", "memory"])
+def asked(request, tmp_path_factory):
+    """A small root that nothing changes."""
+    folder = tmp_path_factory.mktemp("asked")
+    root = open_root(str(folder) if request.param == "folder" else f"memory://{folder.name}")
+    commit_images(root, "aa", "ab")
+    publish_run(root, datasets=["images"])
+    return root
+
+
 @pytest.mark.parametrize("sql", QUERIES)
-def test_a_query_sees_its_run_and_nothing_else(sql, place, tmp_path, monkeypatch):
-    record = store_run(place)
+def test_a_query_sees_its_run_and_nothing_else(sql, asked, tmp_path, monkeypatch):
+    record = read_run(asked)
     secret, new = tmp_path / "secret.csv", tmp_path / "new"
     secret.write_text(f"x\n{SECRET}\n")
     monkeypatch.chdir(tmp_path)
-    before, files = contents(place), set(tmp_path.rglob("*"))
-    data = storage.files(place, "images")[0]
+    before, files = contents(asked), set(tmp_path.rglob("*"))
+    data = storage.files(asked, "images")[0]
     told = sql
     for word, value in {"data": data, "secret": secret, "new": new, "folder": tmp_path}.items():
         told = told.replace(f"{{{word}}}", str(value))
     with pytest.raises(QueryError, match=r"^query: ") as error:
-        ask(place, record, told, 10)
+        ask(asked, record, told, 10)
     assert SECRET not in str(error.value)
     assert "\n" not in str(error.value)
-    assert contents(place) == before
+    assert contents(asked) == before
     assert set(tmp_path.rglob("*")) == files
 
 
