@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -228,9 +227,10 @@ def read_manifest(root: Root, dataset: str, method: str, ident: str) -> Manifest
 
 def _check(manifest: Manifest, key: str) -> None:
     """DamagedFileError unless a manifest's rows have the form that they are given, and those commits its digest."""
-    others = manifest.table.filter(pc.invert(names_its_data(manifest.table)))
-    if len(others):
-        raise DamagedFileError(key, f"{str(others['data'][0].as_py())[:120]!r} is no name of a data file")
+    right = names_its_data(manifest.table)
+    if not all(right):
+        named = str(manifest.table["data"][right.index(False)].as_py())[:120]
+        raise DamagedFileError(key, f"{named!r} is no name of a data file")
     if any(column.null_count for column in manifest.table.columns):
         raise DamagedFileError(key, "a value is missing in it")
     if manifest_digest(manifest.names) != manifest.digest:

@@ -27,6 +27,10 @@ _UPLOAD_DELAYS = (0.2, 1.0, 5.0)
 """Seconds before a failed upload is repeated."""
 _BY_PREFIX = frozenset(("s3", "s3a", "gs", "gcs", "abfs", "az"))
 """Protocols whose file systems list the names that begin with something."""
+_WRAPPERS = frozenset(
+    ("zip", "tar", "libarchive", "reference", "dir", "simplecache", "filecache", "blockcache", "cached")
+)
+"""Protocols of fsspec that open what another one holds."""
 _DIGITS = "0123456789abcdef"
 _MANY_NAMES = 1000
 _MODIFIED = ("LastModified", "last_modified", "updated", "mtime", "created")
@@ -66,6 +70,7 @@ def open_root(url: str, storage_options: Mapping[str, Any] | None = None) -> Roo
     """
     check_url("root", url)
     options = resolve_options(storage_options or {})
+    check_chain(url, "root")
     if "://" in url and not url.startswith(("file://", "local://", "memory://")):
         options.setdefault("use_listings_cache", False)  # another process's commits must be seen
     try:
@@ -77,6 +82,16 @@ def open_root(url: str, storage_options: Mapping[str, Any] | None = None) -> Roo
     if isinstance(fs, LocalFileSystem):
         url = path  # absolute: a worker's current folder is another one
     return Root(url.rstrip("/"), fs, path.rstrip("/"), dict(storage_options or {}))
+
+
+def check_chain(url: str, key: str) -> None:
+    """Raises StorageError for a path or URL with ``::`` in a name, which fsspec would cut there, and open the rest.
+
+    What it is meant for stays: ``zip://a.jpg::s3://bucket/data.zip``, ``simplecache::https://...``.
+    """
+    for piece in url.split("::")[:-1]:
+        if piece.partition("://")[0] not in _WRAPPERS:
+            raise StorageError(f"{key}: {url!r}: a path must not hold '::', which separates URLs; rename the folder")
 
 
 def is_local(url: str) -> bool:
@@ -302,6 +317,9 @@ class Root:
 
     def delete_folder(self, key: str) -> None:
         """Remove all files under a folder, if it is there."""
+        if glob.has_magic(self._path) and not self.is_local:  # rm would take the root's name for a pattern
+            self.delete_many([file.key for file in self.files(key)])
+            return
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.path(key), recursive=True)
 

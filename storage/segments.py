@@ -8,6 +8,7 @@ saw down now and then; what stands in no segment is read from its commit.
 from __future__ import annotations
 
 import io
+import re
 import uuid
 from collections.abc import Sequence
 
@@ -19,6 +20,8 @@ from storage.columns import no_rows
 from storage.damage import DamagedFileError, reading
 from storage.root import Root
 from storage.tables import is_as_sealed, sealed, table_of, without_seal
+
+_DATA = re.compile(r"data/[0-9a-f]+\.r[0-9]+\.[0-9a-z-]+\.parquet")
 
 SIZE = 1000
 """Commits of one segment."""
@@ -47,7 +50,8 @@ def read_segments(root: Root, dataset: str, method: str, schema: pa.Schema, stem
             continue
         if is_as_sealed(table, dataset, method) and without_seal(table).schema.equals(schema, check_metadata=True):
             rows = without_seal(table)
-            parts.append(rows.filter(pc.and_(pc.is_in(_stems(rows), value_set=wanted), names_its_data(rows))))
+            ours = pc.and_(pc.is_in(_stems(rows), value_set=wanted), pa.array(names_its_data(rows), pa.bool_()))
+            parts.append(rows.filter(ours))
     found = pa.concat_tables(parts)
     if len(parts) <= 2:
         return found
@@ -55,15 +59,17 @@ def read_segments(root: Root, dataset: str, method: str, schema: pa.Schema, stem
     return found.take(first)
 
 
-def names_its_data(table: pa.Table) -> pa.ChunkedArray:
+def names_its_data(table: pa.Table) -> list[bool]:
     """Whether the rows of a manifest or segment have names of ours, and name the data file that goes with them.
 
-    A root is shared: what stands in its files must lead to no other file than their own.
+    A root is shared: what stands in its files must lead to no other file than their own. (Without Arrow's functions,
+    which load pandas for their first argument that is Python's.)
     """
-    stems = _stems(table)
-    right = pc.match_substring_regex(stems, r"^[0-9a-f]+\.r[0-9]+\.[0-9a-z-]+$")
-    named = pc.equal(table["data"], pc.binary_join_element_wise("data/", stems, ".parquet", ""))
-    return pc.fill_null(pc.and_(right, named), False)
+    columns = [table[name].to_pylist() for name in ("shard", "revision", "attempt", "data")]
+    return [
+        data == f"data/{shard}.r{revision}.{attempt}.parquet" and _DATA.fullmatch(data) is not None
+        for shard, revision, attempt, data in zip(*columns, strict=True)
+    ]
 
 
 def _stems(table: pa.Table) -> pa.ChunkedArray:

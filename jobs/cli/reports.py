@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from dataclasses import asdict
 from typing import Annotated
@@ -25,8 +24,9 @@ from jobs.cli.app import (
     recorded_run_of,
 )
 from jobs.cli.runs import stages_until
+from jobs.console.answers import print_answer
 from jobs.console.runs import metrics_of, print_metrics, print_quality, quality_of, tell_notes
-from jobs.console.tables import cell, in_bytes, in_seconds, in_time, print_json, print_table, write_texts
+from jobs.console.tables import in_bytes, in_seconds, in_time, print_json, print_table, write_texts
 from jobs.errors import UsageError
 from jobs.run.forecast import Forecast
 
@@ -173,31 +173,20 @@ def query(
     set_: SetOption = None,
     as_json: JsonOption = False,
     limit: Annotated[int, typer.Option("--limit", min=0, help="Rows to print; 0: all.")] = 100,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.001, help="Time after which it is stopped.")] = 600,
+    memory: Annotated[
+        float | None, typer.Option("--memory", min=0.001, metavar="GB", help="At most [40% of the machine's].")
+    ] = None,
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe", help="Any SQL: it may write files, and read all that you can. No limits.")
+    ] = False,
 ) -> int:
-    """DuckDB SQL over the run's datasets: images, objects, proposals, features, truth_features."""
-    import duckdb
-
-    from storage.sql import connect
+    """DuckDB SQL over the run's datasets: images, objects, proposals, features, truth_features. It reads no more."""
+    from storage.sql import Limits, ask
 
     place, record = recorded_run_of(config, root, run_name, set_)
-    try:
-        connection = connect(place, record.name)
-        cursor = connection.execute(sql)
-        columns = [column[0] for column in cursor.description or ()]
-        rows = cursor.fetchmany(limit + 1) if limit else cursor.fetchall()
-    except duckdb.Error as error:
-        hint = ""
-        if "windows" in record.datasets and "features" not in record.datasets and re.search(r"\bfeature\b", sql):
-            hint = (
-                "; this run stores features as conv maps, without the column feature: "
-                "spp extract --set features.store=vectors makes vectors of them"
-            )
-        raise UsageError(f"query: {str(error).splitlines()[0]}{hint}") from error
-    shown = rows[:limit] if limit else rows
-    print_table(columns, [[cell(value) for value in row] for row in shown], len(columns))
-    if len(rows) > len(shown):
-        print(f"(the first {limit} rows; --limit 0 shows all)")
-    print_json(as_json, {"columns": columns, "rows": [list(row) for row in shown]})
+    limits = Limits(seconds, None if memory is None else int(memory * 1e9))
+    print_answer(ask(place, record, sql, limit, limits, unsafe), as_json)
     return 0
 
 

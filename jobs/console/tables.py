@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +65,46 @@ def write_texts(texts: Mapping[str | None, Callable[[], str]]) -> None:
 
 
 def print_json(wanted: bool, value: dict[str, Any]) -> None:
-    """One JSON object on a line of its own, if it is ``wanted``. Secrets of old records are left out."""
+    """One JSON object on a line of its own, if it is ``wanted``.
+
+    JSON knows few types: NaN and infinities are the texts "NaN", "Infinity" and "-Infinity", bytes hexadecimal digits,
+    dates and times ISO 8601; all else that JSON has no form for (decimals, intervals, UUIDs) is its text.
+    """
     if wanted:
         from storage.secrets import redacted_value
 
-        print(json.dumps(redacted_value(value), default=str))
+        value = redacted_value(value)  # those of old records
+        try:
+            text = json.dumps(value, default=_json_text, allow_nan=False)
+        except (TypeError, ValueError):  # a key that is no text, or a NaN: seldom, and looked for value by value
+            text = json.dumps(_as_json(value), allow_nan=False)
+        print(text)
+
+
+def _as_json(value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _json_text(value)
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else _json_key(key): _as_json(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(inner) for inner in value]
+    return _json_text(value)
+
+
+def _json_key(key: Any) -> str:
+    """A key is a text: that of the number, or of the JSON that it would be."""
+    value = _as_json(key)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _json_text(value: Any) -> str:
+    if isinstance(value, float):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return value.hex()
+    return value.isoformat() if isinstance(value, (date, time)) else str(value)
 
 
 def cell(value: Any) -> str:

@@ -8,11 +8,12 @@ from jobs.config.dataset import DatasetConfig
 from jobs.dataset.labelled import Listing, folder_entries, table_entries
 from jobs.dataset.voc import voc_entries
 from jobs.errors import UsageError
-from storage.root import resolve_options, store_errors
+from storage.root import check_chain, resolve_options, store_errors
 
 
 def list_entries(config: DatasetConfig) -> tuple[Listing, fsspec.AbstractFileSystem]:
     """Every image id that a split names, with the places of its files."""
+    check_chain(config.path, "dataset.path")
     options = resolve_options(config.storage_options, "dataset.storage_options")
     try:
         fs, path = fsspec.url_to_fs(config.path, **options)

@@ -23,7 +23,7 @@ from jobs.record.versions import PRODUCER
 from pipeline.phases import PhaseClock
 from storage.columns import boxes_of, no_rows
 from storage.manifest import read_manifest, recorded_manifest
-from storage.root import Root
+from storage.root import Root, check_chain
 from storage.runs import DatasetRecord, RunRecord
 from storage.scan import scan_manifest
 from storage.schemas import schema
@@ -64,8 +64,10 @@ def evaluate_result_files(config: RunConfig, pattern: str) -> dict[str, Any]:
     index = index_of(list(read_index(config.dataset, config.execution.index_threads)))
     for row in index.ledger:
         _log.warning("%s: image %s: %s", "failed" if row.level == "failed" else "note", row.image_id, row.message)
+    check_chain(pattern, "--detections")
     try:
-        files = fsspec.open_files(pattern, "rb")
+        fs, path = fsspec.url_to_fs(pattern)
+        files = fsspec.open_files(pattern, "rb", expand=not fs.isfile(path))  # a name may hold "[1]" and be no pattern
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"--detections {pattern!r}: {error}") from error
     if not files:

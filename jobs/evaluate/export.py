@@ -17,6 +17,7 @@ from jobs.evaluate.driver import stored_detections
 from jobs.record.invocation import Invocation
 from pipeline.measures.result_files import coco_categories, coco_category_ids, coco_lines, voc_file_names, voc_lines
 from storage.columns import boxes_of
+from storage.root import check_chain
 from storage.runs import read_run
 
 _log = logging.getLogger("spp")
@@ -70,6 +71,7 @@ def _write_into(folder: str, texts: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def _write(url: str, lines: Iterable[str]) -> str:
+    check_chain(url, "--voc, --coco")
     fs, path = fsspec.url_to_fs(url)
     if isinstance(fs, LocalFileSystem):
         fs.makedirs(posixpath.dirname(path), exist_ok=True)

@@ -15,7 +15,7 @@ from jobs.dataset.image_file import ImageFile
 from jobs.errors import UsageError
 from pipeline.boxes import Boxes
 from pipeline.proposals.box_files import BoxFileError, read_mat, read_parquet
-from storage.root import resolve_options, store_errors
+from storage.root import check_chain, resolve_options, store_errors
 
 _CHUNK = 16 * 1024 * 1024
 
@@ -61,6 +61,7 @@ def given_boxes(
 
 @contextmanager
 def _opened(config: ProposalsConfig, storage_options: dict[str, object]) -> Iterator[IO[bytes]]:
+    check_chain(str(config.file), "proposals.file")
     try:
         with fsspec.open(config.file, "rb", **resolve_options(storage_options, "dataset.storage_options")) as file:
             yield file

@@ -15,9 +15,9 @@ README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
-@pytest.fixture
-def stored(tmp_path, monkeypatch) -> str:
-    root = str(tmp_path / "spp")
+@pytest.fixture(params=["spp", "class_name=dog/it's a [1]*"])
+def stored(request, tmp_path, monkeypatch) -> str:
+    root = str(tmp_path / request.param)
     store_run(open_root(root))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "features.txt").write_text("\n".join(files(root, "features")) + "\n")

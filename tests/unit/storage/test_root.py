@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from storage.root import StorageError, open_root, resolve_options
+from storage.root import StorageError, check_chain, open_root, resolve_options
 
 SECRET = "s3cr3t-5f0c"
 
@@ -306,3 +306,22 @@ def test_a_pickled_root_carries_no_secret(monkeypatch):
     monkeypatch.setenv("SPP_TEST_SECRET", "another")
     again = pickle.loads(pickled)  # noqa: S301
     assert again.fs.storage_options["token"] == "another", "each process asks its own environment"
+
+
+@pytest.mark.parametrize("url", ["/data/a::b", "a::b/root", "memory://a::b/root", "s3://bucket/a::b", "file:///a::b"])
+def test_a_name_that_fsspec_would_cut_is_refused(url):
+    with pytest.raises(StorageError, match=r"^root: .* a path must not hold '::'"):
+        open_root(url)
+
+
+def test_a_chain_of_urls_stays_one():
+    check_chain("zip://a/*.jpg::simplecache::s3://bucket/data.zip", "dataset.path")
+
+
+def test_a_folder_goes_from_a_root_whose_name_is_a_pattern_and_from_no_other():
+    root, other = open_root("memory://patterns/a*"), open_root("memory://patterns/ab")
+    for place in (root, other):
+        place.write("features/checkpoint/x", b"1")
+    root.delete_folder("features/checkpoint")
+    assert not root.exists("features/checkpoint/x")
+    assert other.exists("features/checkpoint/x")
