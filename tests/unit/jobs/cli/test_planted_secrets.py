@@ -189,6 +189,7 @@ def test_an_old_record_with_a_secret_is_shown_without(tmp_path, capfd):
     store_run(root)
     (path,) = Path(root.path("runs")).iterdir()
     record = json.loads(path.read_text())
+    del record["digest"]  # version 0.1.0 wrote none
     record["config"] = {
         "dataset": {"path": URL, "storage_options": {"connection_string": f"AccountKey={SECRET};x"}},
         "proposals": {"method": "file", "file": f"{SIGNED}#b.mat", "order": "xyxy", "base": 0, "inclusive": True},
