@@ -42,6 +42,7 @@ from jobs.execution.session import RaySession
 from jobs.features.stored import FeatureShard
 from jobs.features.training_data import TrainingShard
 from jobs.record.invocation import Invocation
+from jobs.record.stage import Assignment, Context
 from jobs.svm import tasks as mining
 from jobs.svm.driver import train_svms
 from pipeline.detection.mining import NegativeRules
@@ -193,7 +194,8 @@ def memory_of_training(root: Root, record: RunRecord, index: Index, given: int) 
         ray.get([warm.remote() for _ in range(2)])
         start = time.perf_counter()
         with RaySession(config.execution) as session, _peak_memory() as peak:
-            train_svms(Invocation(config, root, METHOD, ()), record, index, session)
+            context = Context(config, root, index, record)
+            train_svms(Assignment(Invocation(config, root, METHOD, ()), context, session), METHOD)
         return peak[0] + store * 10**6, time.perf_counter() - start
     finally:
         ray.shutdown()

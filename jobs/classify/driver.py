@@ -344,6 +344,5 @@ def _publish(
             counts,
             notes=notes if name == "classification" else (),
             seconds=seconds if name == "classification" else {},
-            producer=PRODUCER,
         )
     return made

@@ -32,14 +32,16 @@ from jobs.config.run_config import RunConfig
 from jobs.console.tables import print_json, print_table
 from jobs.dataset.stored import recorded_index
 from jobs.errors import UsageError
-from jobs.evaluate.driver import evaluate, stored_detections
+from jobs.evaluate.driver import stored_detections
+from jobs.evaluate.stage import EVALUATE
 from jobs.execution.session import RaySession
 from jobs.record.combination import COMBINE, combined_runs, detections_identity
 from jobs.record.invocation import Invocation
 from jobs.record.lineage import reduce_method
 from jobs.record.publish import done_already, publish
 from jobs.record.recording import failed_images, recorded_run
-from jobs.record.versions import PRODUCER
+from jobs.record.stage import Assignment, Context
+from jobs.run.driver import do_stages
 from pipeline.phases import PhaseClock
 from storage.columns import box_column, boxes_of
 from storage.commits import LedgerRow, read_commits
@@ -84,7 +86,9 @@ def combine(
         record.datasets = {name: first.record.datasets[name] for name in ("images", "objects")}
         record.datasets["detections"] = _planned(parts, nms_overlap)  # by which it is known as a combination
         record.datasets["detections"] = _detections(root, parts, nms_overlap)
-        record.datasets["metrics"] = evaluate(invocation, record, first.index, session)
+        assignment = Assignment(invocation, Context(config, root, first.index, record), session)
+        do_stages(assignment, [EVALUATE], [EVALUATE])
+        record.holds = []
     return record
 
 
@@ -205,9 +209,7 @@ def _detections(root: Root, parts: Sequence[MeasuredRun], nms_overlap: float) ->
         rows = table["image_id"].value_counts().to_pylist()
         counts = dict.fromkeys(image_ids, 0) | {row["values"]: row["counts"] for row in rows}
         notes = [failed[image_id] for image_id in sorted(failed)]
-        entry = publish(
-            root, COMBINE, "detections", method, table, counts, notes=notes, seconds=clock.seconds, producer=PRODUCER
-        )
+        entry = publish(root, COMBINE, "detections", method, table, counts, notes=notes, seconds=clock.seconds)
     entry.quality = planned.quality
     return entry
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from jobs.dataset.image_file import ImageFile
 from jobs.features.stored import FeatureShard
 from jobs.record.publish import publish_shard
-from jobs.record.versions import PRODUCER
 from jobs.shards.attempt import Trial
 from pipeline.detection.detector import Detector, Found
 from pipeline.phases import PhaseClock
@@ -93,7 +92,6 @@ def commit_found(
         ledger=ledger,
         skipped=sorted(work.failed),
         seconds=clock.seconds,
-        producer=PRODUCER,
     )
 
 

@@ -13,11 +13,8 @@ from jobs.config.evaluate import EvaluateConfig
 from jobs.config.run_config import RunConfig
 from jobs.dataset.index import Index, index_of, read_index
 from jobs.errors import UsageError
-from jobs.evaluate.method import evaluate_method
-from jobs.execution.session import RaySession
-from jobs.record.invocation import Invocation
-from jobs.record.publish import done_already, publish
-from jobs.record.versions import PRODUCER
+from jobs.record.publish import publish_shard
+from jobs.record.stage import Assignment
 from pipeline.phases import PhaseClock
 from storage.columns import boxes_of, no_rows
 from storage.manifest import read_manifest, recorded_manifest
@@ -34,25 +31,19 @@ _MEASURES = ("class_name", "ap_11", "ap_area", "positives", "detections", "true_
 """The columns of ``metrics`` but the curves."""
 
 
-def evaluate(invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
-    """Measure the detections of a run, unless that is done."""
-    config, root = invocation.config, invocation.root
-    objects = index.objects_in(config.dataset.test_splits)
-    method = evaluate_method(config.evaluate, record, objects)
-    entry = done_already(root, "evaluate", "metrics", method)
-    if entry is None:
-        clock = PhaseClock()
-        with clock.phase("read"):
-            detections = stored_detections(root, record)
-        session.resources()
-        with clock.phase("match"):
-            found = _by_class_on_ray(config.evaluate, index, objects, detections)
-        rows = metric_rows(found)
-        table = pa.Table.from_pylist(rows, schema=schema("metrics", metadata={"method": method}))
-        counts = {row["class_name"]: 1 for row in rows}
-        entry = publish(root, "evaluate", "metrics", method, table, counts, seconds=clock.seconds, producer=PRODUCER)
-    entry.quality = summary(read_metrics(root, entry))
-    return entry
+def evaluate(assignment: Assignment, method: str) -> None:
+    """Measure the detections of a run, and commit what is found under ``method``."""
+    config, root, clock = assignment.context.config, assignment.context.root, PhaseClock()
+    with clock.phase("read"):
+        detections = stored_detections(root, assignment.record)
+    assignment.session.resources()
+    with clock.phase("match"):
+        objects = assignment.index.objects_in(config.dataset.test_splits)
+        found = _by_class_on_ray(config.evaluate, assignment.index, objects, detections)
+    rows = metric_rows(found)
+    table = pa.Table.from_pylist(rows, schema=schema("metrics", metadata={"method": method}))
+    counts = {row["class_name"]: 1 for row in rows}
+    publish_shard(root, "metrics", method, method, table, counts, seconds=clock.seconds)
 
 
 def evaluate_result_files(config: RunConfig, pattern: str) -> dict[str, Any]:

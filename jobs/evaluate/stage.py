@@ -21,10 +21,10 @@ def _planned(context: Context) -> Iterator[ShardedDataset]:
     yield one_shard("evaluate", "metrics", method, context.test_images())
 
 
-def _make(assignment: Assignment) -> dict[str, DatasetRecord]:
+def _make(assignment: Assignment, planned: ShardedDataset) -> None:
     from jobs.evaluate.driver import evaluate
 
-    return {"metrics": evaluate(assignment.invocation, assignment.record, assignment.index, assignment.session)}
+    evaluate(assignment, planned.method)
 
 
 def _measure(assignment: Assignment, earlier: DatasetRecord | None) -> None:

@@ -133,7 +133,7 @@ def publish_head(
     counts = {phase: len(trained.curve) for phase, trained in sorted((outcomes or {}).items())}
     table = table.sort_by([("phase", "ascending"), ("iteration", "ascending")])
     root, method = work.root, work.method
-    publish_shard(root, "training_curve", method, method, table, counts, seconds={}, producer=PRODUCER)
+    publish_shard(root, "training_curve", method, method, table, counts, seconds={})
     tensors = {name: values.float().cpu().numpy() for name, values in head.state_dict().items()}
     write_tensors(root, "head", method, method, tensors, work.metadata, seconds=seconds, producer=PRODUCER)
 

@@ -197,9 +197,7 @@ def _publish(
     table = pa.Table.from_pylist(rows, schema=schema("pretraining_curve", metadata={"method": work.method}))
     root, method = work.root, work.method
     counts = {PHASE: len(rows)}
-    publish_shard(
-        root, "pretraining_curve", method, method, table, counts, ledger=ledger, seconds={}, producer=PRODUCER
-    )
+    publish_shard(root, "pretraining_curve", method, method, table, counts, ledger=ledger, seconds={})
     tensors = {name: values.float().numpy() for name, values in network.exported().items()}
     write_tensors(root, "network", method, method, tensors, work.metadata, seconds=seconds, producer=PRODUCER)
 

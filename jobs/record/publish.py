@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
+from jobs.record.versions import PRODUCER
 from storage.commits import Commit, LedgerRow, winners
 from storage.manifest import Manifest, fold
 from storage.root import Root
@@ -32,12 +33,9 @@ def publish(
     *,
     notes: Sequence[LedgerRow] = (),
     seconds: Mapping[str, float],
-    producer: str,
 ) -> DatasetRecord:
     """Write a dataset of one shard; ``counts`` gives each class, sorted, its number of rows."""
-    commit = publish_shard(
-        root, dataset, method, method, rows, counts, ledger=notes, seconds=seconds, producer=producer
-    )
+    commit = publish_shard(root, dataset, method, method, rows, counts, ledger=notes, seconds=seconds)
     return entry_of(stage, fold(root, dataset, method, [commit.name]))
 
 
@@ -53,12 +51,11 @@ def publish_shard(
     ledger: Sequence[LedgerRow] = (),
     skipped: Sequence[str] = (),
     seconds: Mapping[str, float],
-    producer: str,
 ) -> Commit:
     """Write and commit one shard of small rows."""
     with ShardWriter(root, dataset, method, shard, rows.schema, revision=revision) as writer:
         writer.write_shard(rows, counts)
-        return writer.commit(ledger=ledger, skipped=skipped, seconds=dict(seconds), producer=producer)
+        return writer.commit(ledger=ledger, skipped=skipped, seconds=dict(seconds), producer=PRODUCER)
 
 
 def entry_of(stage: str, manifest: Manifest, bytes_per_image: int = 0, partial: bool = False) -> DatasetRecord:
