@@ -210,7 +210,7 @@ def _classification(
         made = _publish(invocation, method, results, notes)
     found = {name: entry for name, entry in made.items() if entry is not None}
     manifest = recorded_manifest(root, record.model_copy(update={"datasets": found}), "classification")
-    found["classification"].quality = {"measure": measure_of(config), "layers": summary(root, manifest.keys, config)}
+    found["classification"].quality = summary(root, manifest.keys, config)
     return found
 
 

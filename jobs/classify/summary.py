@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,24 +12,10 @@ from jobs.classify.task import HELD_OUT, TEST
 from jobs.config.run_config import RunConfig
 from jobs.console.tables import print_table
 from pipeline.features.whole_image import whole_layers
+from storage.quality import ClassificationQuality, LayerQuality
 from storage.root import Root
 from storage.runs import RunRecord, dataset_record
 from storage.scan import scan_file
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A layer of a view: the mean over splits, and their standard deviation (0 of a single one).
-
-    ``held_out``: the mean on parts of the training images, where a short side is chosen by it.
-    """
-
-    view: str
-    layer: str
-    mean: float
-    deviation: float
-    splits: int
-    held_out: float | None = None
 
 
 def measure_of(config: RunConfig) -> str:
@@ -50,8 +34,8 @@ def class_means(table: pa.Table, column: str) -> dict[tuple[str, str, str], list
     return {key: [float(np.mean(splits[n])) for n in sorted(splits)] for key, splits in values.items()}
 
 
-def summary(root: Root, keys: Sequence[str], config: RunConfig) -> list[dict[str, Any]]:
-    """Means over splits of what is stored, as JSON values."""
+def summary(root: Root, keys: Sequence[str], config: RunConfig) -> ClassificationQuality:
+    """Means over splits of what is stored."""
     tables = [table for key in keys for table in scan_file(root, key)]
     means = class_means(pa.concat_tables(tables), measure_of(config))
     found = []
@@ -59,15 +43,24 @@ def summary(root: Root, keys: Sequence[str], config: RunConfig) -> list[dict[str
         if tested_on == TEST:
             chosen = means.get((view, layer, HELD_OUT))
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            held_out = statistics.mean(chosen) if chosen else None
-            found.append(asdict(Measured(view, layer, statistics.mean(values), spread, len(values), held_out)))
-    return found
+            found.append(
+                LayerQuality(
+                    view=view,
+                    layer=layer,
+                    mean=statistics.mean(values),
+                    deviation=spread,
+                    splits=len(values),
+                    held_out=statistics.mean(chosen) if chosen else None,
+                )
+            )
+    return ClassificationQuality(measure=measure_of(config), layers=found)
 
 
-def measured_layers(record: RunRecord) -> list[Measured]:
+def measured_layers(record: RunRecord) -> list[LayerQuality]:
     """What a run's classification came to."""
     quality = dataset_record(record, "classification").quality
-    return [Measured(**row) for row in quality["layers"]]
+    assert isinstance(quality, ClassificationQuality)
+    return quality.layers
 
 
 def print_classification(record: RunRecord) -> None:
@@ -93,7 +86,7 @@ def in_order(layers: Iterable[str]) -> list[str]:
     return sorted(layers, key=lambda layer: (pooled.index(layer) + 1 if layer in pooled else 0, layer))
 
 
-def shown(one: Measured | None) -> str:
+def shown(one: LayerQuality | None) -> str:
     """A cell of a table."""
     if one is None:
         return "-"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.classify.driver import check_layers, classify
-from jobs.classify.summary import Measured, in_order, measured_layers, shown
+from jobs.classify.summary import in_order, measured_layers, shown
 from jobs.config.run_config import RunConfig
 from jobs.console.runs import list_failed
 from jobs.console.tables import csv_text, markdown_table, print_table
@@ -28,6 +28,7 @@ from jobs.record.invocation import Invocation
 from jobs.record.recording import failed_images
 from pipeline.features.whole_image import POOL_LEVEL
 from pipeline.images.view import View
+from storage.quality import LayerQuality
 
 _log = logging.getLogger("spp")
 
@@ -42,7 +43,7 @@ class Column:
     title: str
     run: str
     view: str
-    cells: dict[str, Measured]
+    cells: dict[str, LayerQuality]
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def make_table(invocation: Invocation, random: bool) -> ClassificationTable:
     return ClassificationTable(what, tuple(columns), dict(sorted(failed.items())), max(codes))
 
 
-def best_view(measured: Sequence[Measured], views: Sequence[str]) -> str:
+def best_view(measured: Sequence[LayerQuality], views: Sequence[str]) -> str:
     """The view whose layers do best, on average, on the images that were held out; of equals the first."""
 
     def held_out(view: str) -> float:
@@ -110,7 +111,7 @@ def best_view(measured: Sequence[Measured], views: Sequence[str]) -> str:
 @dataclass(frozen=True)
 class _Run:
     name: str
-    measured: list[Measured]
+    measured: list[LayerQuality]
     failed: dict[str, str]
     exit_code: int
 
@@ -136,7 +137,7 @@ def _cells(invocation: Invocation, name: str, config: RunConfig) -> _Run:
     return _Run(run, measured_layers(record), failed_images(invocation.root, record), record.exit_code or 0)
 
 
-def _of(run: _Run, view: str, without: Sequence[str] = ()) -> tuple[str, str, dict[str, Measured]]:
+def _of(run: _Run, view: str, without: Sequence[str] = ()) -> tuple[str, str, dict[str, LayerQuality]]:
     cells = {one.layer: one for one in run.measured if one.view == view and one.layer not in without}
     return run.name, view, cells
 
@@ -171,7 +172,7 @@ def as_csv(table: ClassificationTable) -> str:
 def as_json(table: ClassificationTable) -> dict[str, Any]:
     """The same as JSON values."""
     columns = [
-        {"title": column.title, "run": column.run, "cells": [vars(one) for one in column.cells.values()]}
+        {"title": column.title, "run": column.run, "cells": [one.model_dump() for one in column.cells.values()]}
         for column in table.columns
     ]
     return {"measure": table.measure, "columns": columns, "failed": table.failed, "exit_code": table.exit_code}

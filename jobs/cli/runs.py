@@ -98,7 +98,7 @@ def evaluate(
         raise UsageError("--config FILE is needed: its dataset section says where the annotations are")
     measured = evaluate_result_files(load_config(config, set_ or ()), detections)
     print_metrics(measured)
-    print_json(as_json, measured)
+    print_json(as_json, measured.model_dump())
     return 0
 
 

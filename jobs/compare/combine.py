@@ -35,7 +35,7 @@ from jobs.errors import UsageError
 from jobs.evaluate.driver import stored_detections
 from jobs.evaluate.stage import EVALUATE
 from jobs.execution.session import RaySession
-from jobs.record.combination import COMBINE, combined_runs, detections_identity
+from jobs.record.combination import COMBINE, combination_of, combined_runs, detections_identity
 from jobs.record.invocation import Invocation
 from jobs.record.lineage import reduce_method
 from jobs.record.publish import done_already, publish
@@ -46,6 +46,7 @@ from pipeline.phases import PhaseClock
 from storage.columns import box_column, boxes_of
 from storage.commits import LedgerRow, read_commits
 from storage.manifest import read_manifest
+from storage.quality import CombinationQuality
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord, check_run_name, read_run, run_names
 from storage.schemas import schema
@@ -103,8 +104,9 @@ def compare(root: Root, record: RunRecord) -> dict[str, Any]:
     from pipeline.measures.average_precision import mean_ap, measure
     from pipeline.measures.bootstrap import CONFIDENCE, SAMPLES, bootstrap_maps, difference_interval
 
-    names = combined_runs(record)
-    assert names is not None
+    combination = combination_of(record)
+    assert combination is not None
+    names = list(combination.runs)
     config = RunConfig.model_validate(record.config)
     index = recorded_index(root, record)
     image_ids = index.images_in(config.dataset.test_splits)
@@ -133,7 +135,7 @@ def compare(root: Root, record: RunRecord) -> dict[str, Any]:
             difference[mean] = {"value": ours - theirs, "low": low, "high": high}
     return {
         "runs": names,
-        "nms_overlap": record.datasets["detections"].quality["nms_overlap"],
+        "nms_overlap": combination.nms_overlap,
         "images": len(image_ids),
         "classes": [
             {"class_name": name, **{m: {run: getattr(results[run][name], m) for run in runs} for m in measures}}
@@ -193,7 +195,8 @@ def _planned(parts: Sequence[MeasuredRun], nms_overlap: float) -> DatasetRecord:
     """What the record says of the combined detections before they are there."""
     method = reduce_method(COMBINE, VERSION, {"nms_overlap": nms_overlap}, [part.detections for part in parts])
     runs = {part.name: detections_identity(part.detections) for part in parts}
-    return DatasetRecord(stage=COMBINE, method=method, quality={"runs": runs, "nms_overlap": nms_overlap})
+    quality = CombinationQuality(runs=runs, nms_overlap=nms_overlap)
+    return DatasetRecord(stage=COMBINE, method=method, quality=quality)
 
 
 def _detections(root: Root, parts: Sequence[MeasuredRun], nms_overlap: float) -> DatasetRecord:

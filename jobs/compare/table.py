@@ -25,6 +25,7 @@ from jobs.features.body import identify_body
 from jobs.record.invocation import Invocation
 from jobs.run.driver import run
 from jobs.run.stages import run_stages
+from storage.quality import MetricsQuality
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord, read_run, run_names
 
@@ -165,14 +166,14 @@ def _read(root: Root, records: Mapping[tuple[str, str], RunRecord], titles: dict
         made.seconds[column] = seconds_per_image(records[row, column])  # of the last row, whatever order was asked for
     for (place, record), resampled in zip(records.items(), maps.map_11, strict=True):
         measured = record.datasets["metrics"].quality
-        classes = {row["class_name"]: row["ap_11"] for row in measured["classes"]}
+        assert isinstance(measured, MetricsQuality)
         made.cells[place] = Cell(
             *place,
             record.name,
-            measured["map_11"],
-            measured["map_area"],
-            classes,
-            None if measured["map_11"] is None else interval(resampled),
+            measured.map_11,
+            measured.map_area,
+            {one.class_name: one.ap_11 for one in measured.classes},
+            None if measured.map_11 is None else interval(resampled),
         )
     made.differences = list(_differences(made, list(records), maps))
     made.exit_code = max(record.exit_code or 0 for record in records.values())

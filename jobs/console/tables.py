@@ -59,10 +59,10 @@ def write_texts(texts: Mapping[str | None, Callable[[], str]]) -> None:
                 raise UsageError(f"{path!r} cannot be written: {error.strerror}") from error
 
 
-def print_json(wanted: bool, value: dict[str, Any]) -> None:
-    """One JSON object on a line of its own, if it is ``wanted``."""
+def print_json(wanted: bool, value: Mapping[str, Any]) -> None:
+    """One JSON object on a line of its own, if it is ``wanted``; models within it as records have them."""
     if wanted:
-        print(json.dumps(value, default=str))
+        print(json.dumps(value, default=lambda one: one.model_dump() if hasattr(one, "model_dump") else str(one)))
 
 
 def cell(value: Any) -> str:

@@ -18,6 +18,7 @@ from jobs.record.stage import Assignment
 from pipeline.phases import PhaseClock
 from storage.columns import boxes_of, no_rows
 from storage.manifest import read_manifest, recorded_manifest
+from storage.quality import ClassMetrics, MetricsQuality
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord
 from storage.scan import scan_manifest
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.measures.average_precision import ClassResult, GroundTruth
 
 
-_MEASURES = ("class_name", "ap_11", "ap_area", "positives", "detections", "true_positives")
+_MEASURES = tuple(ClassMetrics.model_fields)
 """The columns of ``metrics`` but the curves."""
 
 
@@ -46,7 +47,7 @@ def evaluate(assignment: Assignment, method: str) -> None:
     publish_shard(root, "metrics", method, method, table, counts, seconds=clock.seconds)
 
 
-def evaluate_result_files(config: RunConfig, pattern: str) -> dict[str, Any]:
+def evaluate_result_files(config: RunConfig, pattern: str) -> MetricsQuality:
     """Measure the VOC result files that an fsspec path or pattern names. The data set is read; nothing is stored."""
     index = index_of(list(read_index(config.dataset, config.execution.index_threads)))
     try:
@@ -69,7 +70,7 @@ def evaluate_result_files(config: RunConfig, pattern: str) -> dict[str, Any]:
 
 def evaluate_files(
     config: EvaluateConfig, index: Index, splits: Sequence[str], texts: Mapping[str, bytes]
-) -> dict[str, Any]:
+) -> MetricsQuality:
     """Measure VOC result files, name to content, against the objects of ``splits``. UsageError for a broken one."""
     from pipeline.measures.average_precision import Detections, evaluate_classes
     from pipeline.measures.result_files import ResultFileError, read_voc
@@ -148,12 +149,16 @@ def read_metrics(root: Root, entry: DatasetRecord) -> list[dict[str, Any]]:
     return [row for table in scan_manifest(root, manifest, _MEASURES) for row in table.to_pylist()]
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summary(rows: Sequence[dict[str, Any]]) -> MetricsQuality:
     """Mean APs, over the classes that have positives, and a line per class."""
     from pipeline.measures.average_precision import mean_ap
 
-    means = {f"m{measure}": mean_ap(row[measure] for row in rows) for measure in ("ap_11", "ap_area")}
-    return {**means, "classes": [{key: row[key] for key in _MEASURES} for row in rows]}
+    classes = [ClassMetrics.model_validate({key: row[key] for key in _MEASURES}) for row in rows]
+    return MetricsQuality(
+        map_11=mean_ap(one.ap_11 for one in classes),
+        map_area=mean_ap(one.ap_area for one in classes),
+        classes=classes,
+    )
 
 
 def stored_detections(root: Root, record: RunRecord) -> pa.Table:

@@ -29,9 +29,10 @@ def _make(assignment: Assignment, planned: ShardedDataset) -> None:
 
 def _measure(assignment: Assignment, earlier: DatasetRecord | None) -> None:
     from jobs.evaluate.driver import read_metrics, summary
+    from storage.quality import MetricsQuality
 
     entry = assignment.record.datasets["metrics"]
-    if not entry.quality:
+    if not isinstance(entry.quality, MetricsQuality):
         entry.quality = summary(read_metrics(assignment.context.root, entry))
 
 
