@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from jobs.classify.task import HELD_OUT, TEST
 from jobs.config.run_config import RunConfig
-from jobs.console.tables import print_table
+from jobs.console.grid import Grid
 from pipeline.features.whole_image import whole_layers
 from storage.quality import ClassificationQuality, LayerQuality
 from storage.root import Root
@@ -21,6 +21,11 @@ from storage.scan import scan_file
 def measure_of(config: RunConfig) -> str:
     """The column of ``classification`` that its protocol reports."""
     return "ap_11" if config.classify.protocol == "voc07" else "accuracy"
+
+
+def unit_of(config: RunConfig) -> str:
+    """What that is, in words."""
+    return "mean AP (11-point, %)" if config.classify.protocol == "voc07" else "mean class accuracy (%)"
 
 
 def class_means(table: pa.Table, column: str) -> dict[tuple[str, str, str], list[float]]:
@@ -67,27 +72,29 @@ def print_classification(record: RunRecord) -> None:
     """A row per layer and a column per view."""
     measured = measured_layers(record)
     config = RunConfig.model_validate(record.config)
-    views = [view for view in config.classify.views if any(one.view == view for one in measured)]
-    layers = {one.layer for one in measured}
-    cells = {(one.layer, one.view): one for one in measured}
-    what = "mean AP (11-point, %)" if config.classify.protocol == "voc07" else "mean class accuracy (%)"
-    count = measured[0].splits
-    print(f"{what}{f', mean and standard deviation of {count} splits' if count > 1 else ''}")
-    print_table(
-        ("layer", *views),
-        [(layer, *(shown(cells.get((layer, view))) for view in views)) for layer in in_order(layers)],
-        1,
+    columns = {view: {one.layer: one for one in measured if one.view == view} for view in config.classify.views}
+    layer_grid(config, {view: cells for view, cells in columns.items() if cells}).show()
+
+
+def layer_grid(config: RunConfig, columns: Mapping[str, Mapping[str, LayerQuality]]) -> Grid:
+    """Layers, shallow to deep, by ``columns``: title to layer to what it came to."""
+    splits = max(one.splits for cells in columns.values() for one in cells.values())
+    return Grid(
+        corner=("layer",),
+        columns={title: title for title in columns},
+        rows={
+            (layer,): {title: _shown(cells[layer]) for title, cells in columns.items() if layer in cells}
+            for layer in _in_order({layer for cells in columns.values() for layer in cells})
+        },
+        caption=unit_of(config) + (f", mean and standard deviation of {splits} splits" if splits > 1 else ""),
     )
 
 
-def in_order(layers: Iterable[str]) -> list[str]:
+def _in_order(layers: Iterable[str]) -> list[str]:
     """Layers as tables show them, shallow to deep: maps by name, then what is pooled of the last."""
     pooled = whole_layers(("pool", "spp", "fc6", "fc7"))
     return sorted(layers, key=lambda layer: (pooled.index(layer) + 1 if layer in pooled else 0, layer))
 
 
-def shown(one: LayerQuality | None) -> str:
-    """A cell of a table."""
-    if one is None:
-        return "-"
+def _shown(one: LayerQuality) -> str:
     return f"{100 * one.mean:.2f}" + (f" ± {100 * one.deviation:.2f}" if one.splits > 1 else "")

@@ -25,7 +25,7 @@ from jobs.cli.app import (
 )
 from jobs.cli.runs import stages_until
 from jobs.console.runs import metrics_of, print_metrics, print_quality, quality_of
-from jobs.console.tables import cell, in_bytes, in_seconds, in_time, print_json, print_table, write_texts
+from jobs.console.tables import cell, in_bytes, in_seconds, in_time, print_json, print_table
 from jobs.errors import UsageError
 from jobs.run.forecast import Forecast
 
@@ -230,24 +230,12 @@ def table(
             raise UsageError("--only-print: the table of --classification runs what is missing; leave one of them out")
         from jobs.classify import table as classification_table
 
-        shown = classification_table.make_table(invocation, random)
-        classification_table.print_text(shown)
-        write_texts(
-            {
-                csv: lambda: classification_table.as_csv(shown),
-                markdown: lambda: classification_table.markdown(shown),
-            }
-        )
-        values = classification_table.as_json(shown)
-        print_json(as_json, {"run": invocation.name, "root": invocation.root.url, **values})
-        return shown.exit_code
-    from jobs.compare import table as tables
+        made = classification_table.make_table(invocation, random)
+    else:
+        from jobs.compare import table as detection_table
 
-    made = tables.make_table(invocation, listed(columns), listed(rows), only_print)
-    tables.print_text(made)
-    write_texts({csv: lambda: tables.as_csv(made), markdown: lambda: tables.markdown(made)})
-    print_json(as_json, {"run": invocation.name, "root": invocation.root.url, **tables.as_json(made)})
-    return made.exit_code
+        made = detection_table.make_table(invocation, listed(columns), listed(rows), only_print)
+    return made.show(csv, markdown, as_json)
 
 
 def print_forecast(expected: Forecast) -> None:

@@ -29,7 +29,8 @@ from jobs.compare.measured_run import (
     read_measured,
 )
 from jobs.config.run_config import RunConfig
-from jobs.console.tables import print_json, print_table
+from jobs.console.grid import Grid, Rows
+from jobs.console.tables import print_json
 from jobs.dataset.stored import recorded_index
 from jobs.errors import UsageError
 from jobs.evaluate.driver import stored_detections
@@ -274,10 +275,12 @@ def _detection_set(table: pa.Table, image_ids: Sequence[str], class_names: Seque
 def _print_comparison(new_name: str, compared: Mapping[str, Any]) -> None:
     """AP (11-point) of each class and run, the mean, and how sure the difference is."""
     runs = [*compared["runs"], new_name]
-    rows = [(row["class_name"], *(_shown(row["ap_11"][run]) for run in runs)) for row in compared["classes"]]
-    rows.append(("mean AP (11-point)", *(_shown(compared["map_11"][run]) for run in runs)))
-    rows.append(("mean AP (area)", *(_shown(compared["map_area"][run]) for run in runs)))
-    print_table(("class", *runs), rows, 1)
+    rows = {row["class_name"]: row["ap_11"] for row in compared["classes"]}
+    rows |= {"mean AP (11-point)": compared["map_11"], "mean AP (area)": compared["map_area"]}
+    cells: Rows = {
+        (name,): {run: f"{ap:.3f}" for run, ap in own.items() if ap is not None} for name, own in rows.items()
+    }
+    Grid(corner=("class",), columns={run: run for run in runs}, rows=cells).show()
     for mean, measure in (("map_11", "11-point"), ("map_area", "area")):
         found = compared["difference"][mean]
         if found["value"] is not None:
@@ -286,7 +289,3 @@ def _print_comparison(new_name: str, compared: Mapping[str, Any]) -> None:
                 f"{compared['confidence']:.0%} interval {found['low']:+.3f} to {found['high']:+.3f} "
                 f"({compared['samples']} bootstrap samples of {compared['images']} images)"
             )
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

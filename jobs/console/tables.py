@@ -1,16 +1,12 @@
-"""Tables, numbers with units, JSON lines, files of text."""
+"""Tables, numbers with units, JSON lines."""
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from jobs.errors import UsageError
 
 
 def print_table(
@@ -32,31 +28,6 @@ def print_table(
     text = io.StringIO()
     Console(file=text, width=200, highlight=False, markup=False).print(table)
     print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same in Markdown: the first column is text, numbers follow."""
-    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """The same as comma-separated values, a line each."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-def write_texts(texts: Mapping[str | None, Callable[[], str]]) -> None:
-    """Write files, by path; None: not asked for. UsageError for one that cannot be written."""
-    for path, text in texts.items():
-        if path is not None:
-            try:
-                Path(path).write_text(text(), encoding="utf-8")
-            except OSError as error:
-                raise UsageError(f"{path!r} cannot be written: {error.strerror}") from error
 
 
 def print_json(wanted: bool, value: Mapping[str, Any]) -> None:
