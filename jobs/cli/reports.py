@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.app import (
+    Asked,
     ConfigOption,
     JsonOption,
     RootOption,
@@ -18,24 +18,18 @@ from jobs.cli.app import (
     SetOption,
     UntilOption,
     app,
-    invocation_of,
     listed,
-    place_of,
     recorded_run_of,
+    verb,
 )
-from jobs.cli.runs import stages_until
 from jobs.console.runs import metrics_of, print_metrics, print_quality, quality_of
-from jobs.console.tables import cell, in_bytes, in_seconds, in_time, print_json, print_table
+from jobs.console.tables import cell, in_bytes, in_seconds, print_json, print_table
 from jobs.errors import UsageError
-from jobs.run.forecast import Forecast
 
 
-@app.command()
+@verb()
 def plan(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
     until: UntilOption = None,
     gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of the cluster that the time is told for.")] = 0,
     cpus: Annotated[
@@ -44,36 +38,9 @@ def plan(
     as_json: JsonOption = False,
 ) -> int:
     """What `spp run` would do: shards done and to do, bytes and time expected, what limits. Writes nothing."""
-    from jobs.run import plan as planning
+    from jobs.run.plan import report
 
-    invocation = invocation_of(config, root, run_name, set_)
-    stages = stages_until(until, invocation)
-    planned = planning.plan(invocation, stages)
-    rows = [
-        (
-            entry.stage,
-            entry.dataset,
-            entry.method,
-            f"{entry.shards_done} of {entry.shards}",
-            f"{entry.images_to_do}",
-            "?" if entry.bytes is None and entry.images_to_do else in_bytes(entry.bytes or 0),
-            "?" if entry.seconds is None and entry.images_to_do else in_seconds(entry.seconds or 0),
-        )
-        for entry in planned
-    ]
-    print_table(("stage", "dataset", "method", "shards done", "images to do", "bytes", "worker seconds"), rows, 3)
-    expected = planning.forecast_of(planned, gpus, cpus or (8 * gpus or os.cpu_count() or 1))
-    print_forecast(expected)
-    print_json(
-        as_json,
-        {
-            "run": invocation.name,
-            "root": invocation.root.url,
-            "datasets": planning.as_json(planned),
-            "forecast": asdict(expected),
-        },
-    )
-    return 0
+    return report(asked.invocation(), until, gpus, cpus).show(as_json)
 
 
 @app.command()
@@ -160,19 +127,16 @@ def query(
     return 0
 
 
-@app.command()
+@verb()
 def files(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="images, objects, proposals, features, ...")],
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
     as_json: JsonOption = False,
 ) -> int:
     """Print the committed Parquet paths of a dataset, one a line, for any other tool."""
     from storage.scan import files as paths_of
 
-    place, record = recorded_run_of(config, root, run_name, set_)
+    place, record = asked.recorded()
     paths = paths_of(place, dataset, record.name)
     for path in paths:
         print(path)
@@ -180,13 +144,10 @@ def files(
     return 0
 
 
-@app.command()
+@verb()
 def combine(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="The runs to combine, two or more.")],
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
     nms_overlap: Annotated[
         float, typer.Option("--nms-overlap", help="Of detections that overlap by more the best stays.")
     ] = 0.3,
@@ -195,15 +156,13 @@ def combine(
     """The detections of several runs together, as run --run NAME; AP of each and of the combination."""
     from jobs.compare.combine import combine_command
 
-    return combine_command(place_of(config, root, set_), runs, run_name, nms_overlap, sys.argv, as_json)
+    return combine_command(asked.place(), runs, asked.run, nms_overlap, sys.argv, as_json)
 
 
-@app.command()
+@verb()
 def table(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
+    *,
     columns: Annotated[str, typer.Option("--columns", help="Some of 1-scale,5-scale,R-CNN.")] = "1-scale,5-scale",
     rows: Annotated[
         str, typer.Option("--rows", help="Some of the rows, separated by commas.")
@@ -224,7 +183,7 @@ def table(
     as_json: JsonOption = False,
 ) -> int:
     """The paper's tables: detection, layers by scales, or classification, layers by views; runs what is missing."""
-    invocation = invocation_of(config, root, run_name, set_)
+    invocation = asked.invocation()
     if classification:
         if only_print:
             raise UsageError("--only-print: the table of --classification runs what is missing; leave one of them out")
@@ -235,20 +194,4 @@ def table(
         from jobs.compare import table as detection_table
 
         made = detection_table.make_table(invocation, listed(columns), listed(rows), only_print)
-    return made.show(csv, markdown, as_json)
-
-
-def print_forecast(expected: Forecast) -> None:
-    """What is left of the map stages, in a line or two."""
-    where = f"{expected.gpus} GPUs and {expected.cores} cores" if expected.gpus else f"{expected.cores} cores"
-    if expected.seconds is not None:
-        shares = ", ".join(f"{phase} {100 * share:.0f}%" for phase, share in expected.shares.items())
-        print(
-            f"with {where}: {in_bytes(expected.bytes)}, {in_time(expected.seconds)} at the pace of the shards so far; "
-            f"the {expected.limit} are the bottleneck ({shares})"
-        )
-    if expected.unmeasured:
-        print(
-            f"no time is known yet for {', '.join(expected.unmeasured)}: it is learnt from the first committed shards "
-            f"(give the command, interrupt it after a minute, plan again)"
-        )
+    return made.show(as_json, csv, markdown)

@@ -54,12 +54,13 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """What a verb has to show: ``grids`` to look at, the same as ``lines`` of values, titles first, and as JSON
-    ``values``; images that ``failed`` on the way, and why."""
+    """What a verb has to show: ``grids`` and ``notes`` to look at, the same as JSON ``values``, and, titles first, as
+    ``lines`` of comma-separated ones; images that ``failed`` on the way, and why."""
 
     grids: Sequence[Grid]
-    lines: Sequence[Sequence[Any]]
+    notes: Sequence[str] = ()
     values: Mapping[str, Any]
+    lines: Sequence[Sequence[Any]] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     exit_code: int = 0
 
@@ -73,10 +74,12 @@ class Tables:
         """``grids``, one after the other."""
         return "\n\n".join(grid.markdown() for grid in self.grids) + "\n"
 
-    def show(self, csv_file: str | None, markdown_file: str | None, as_json: bool) -> int:
+    def show(self, as_json: bool, csv_file: str | None = None, markdown_file: str | None = None) -> int:
         """Print it, and write the files that are asked for; returns the exit code."""
         for grid in self.grids:
             grid.show()
+        for note in self.notes:
+            print(note)
         list_failed(self.failed)
         _write(csv_file, self.csv)
         _write(markdown_file, self.markdown)

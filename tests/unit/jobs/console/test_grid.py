@@ -51,7 +51,7 @@ def test_in_markdown_numbers_stand_to_the_right():
 
 def test_every_form_is_written_once(tables, tmp_path, capsys):
     csv_file, markdown_file = tmp_path / "table.csv", tmp_path / "table.md"
-    assert tables.show(str(csv_file), str(markdown_file), True) == 3
+    assert tables.show(True, str(csv_file), str(markdown_file)) == 3
     assert csv_file.read_text() == 'column,row,run\n1-scale,fc6,\nR-CNN,"a, b",0.1\n'
     assert markdown_file.read_text().startswith(GRID.markdown() + "\n\n")
     out = capsys.readouterr().out.splitlines()
@@ -60,11 +60,11 @@ def test_every_form_is_written_once(tables, tmp_path, capsys):
 
 
 def test_what_is_not_asked_for_is_not_written(tables, tmp_path, capsys):
-    tables.show(None, None, False)
+    tables.show(False)
     assert "{" not in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_cannot_be_written_is_named(tables, tmp_path):
     with pytest.raises(UsageError, match=r"nowhere/table\.csv' cannot be written: No such file"):
-        tables.show(str(tmp_path / "nowhere" / "table.csv"), None, False)
+        tables.show(False, str(tmp_path / "nowhere" / "table.csv"))
