@@ -130,7 +130,7 @@ def time_of_classes(root: Root, index: Index, images: int, rounds: int) -> tuple
         scorer = LinearScorer(weights[list(classes)], biases[list(classes)], 1.0)
         trained, found = np.ones(len(classes), np.bool_), []
         for shard in narrowed:
-            mined, _ = mining.mine(shard, scorer, NegativeRules(), trained, {}, -1.0001, None)
+            mined, _ = mining.mine(shard, scorer, NegativeRules(), trained, {}, threshold=-1.0001, most=None)
             for image_id, window, joins in zip(mined.image_ids, mined.windows, mined.classes, strict=True):
                 found += [(image_id, int(window), classes[number]) for number in np.flatnonzero(joins)]
         return sorted(found)

@@ -77,9 +77,7 @@ def train_regressors(assignment: Assignment, method: str) -> None:
     _check_memory(config, resources, dim, counts)
     with clock.phase("fit"):
         refs = [
-            as_task(fit_class, memory=_bytes(counts[name], dim)).remote(
-                own, data, name, dim, config.ridge, scale, config.difficult_positive
-            )
+            as_task(fit_class, memory=_bytes(counts[name], dim)).remote(own, data, name, dim, config, scale)
             for name, own in examples.items()
         ]
         fitted: list[Regressor] = results("train-bbox", refs)
@@ -133,13 +131,7 @@ def choose_windows(shard: TrainingShard, min_overlap: float, difficult_positive:
 
 
 def fit_class(
-    examples: ClassPairs,
-    data: TrainingData,
-    name: str,
-    dim: int,
-    ridge: float,
-    scale: float,
-    difficult_positive: bool,
+    examples: ClassPairs, data: TrainingData, name: str, dim: int, config: BboxConfig, scale: float
 ) -> Regressor:
     """Read the vectors of a class's windows, and of its ground-truth boxes, which train towards standing still."""
     number = data.class_names.index(name)
@@ -148,7 +140,7 @@ def fit_class(
         for shard in data.shards
         for key in shard.truth
         for table in scan_file(shard.features.root, key, ["class_name", "difficult", VECTOR_COLUMN], shard.images)
-        if (rows := positive_rows(table, data.class_names, difficult_positive)[:, number]).any()
+        if (rows := positive_rows(table, data.class_names, config.difficult_positive)[:, number]).any()
     ]
     count = len(examples.deltas)
     vectors = np.empty((count + sum(map(len, truth)), dim), np.float16)
@@ -163,7 +155,7 @@ def fit_class(
         vectors[start : start + len(part)] = part
         start += len(part)
     deltas = np.concatenate([examples.deltas, np.zeros((len(vectors) - count, 4))])
-    return fit(vectors, deltas, ridge, scale=scale)
+    return fit(vectors, deltas, config.ridge, scale=scale)
 
 
 def _examples(config: BboxConfig, data: TrainingData, chosen: Sequence[Chosen], number: int, truths: int) -> ClassPairs:

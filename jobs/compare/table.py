@@ -52,7 +52,7 @@ FIVE_SCALES = (480, 576, 688, 864, 1200)
 PHASES = ("conv", "pool", "fc", "SVM", "NMS", "bbox")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """A run of the table; AP of each class and their mean are None where no test image shows an object."""
 
@@ -168,13 +168,15 @@ def _read(root: Root, records: Mapping[tuple[str, str], RunRecord], titles: dict
     for (place, record), resampled in zip(records.items(), maps.map_11, strict=True):
         measured = record.datasets["metrics"].quality
         assert isinstance(measured, MetricsQuality)
+        row, column = place
         made.cells[place] = Cell(
-            *place,
-            record.name,
-            measured.map_11,
-            measured.map_area,
-            {one.class_name: one.ap_11 for one in measured.classes},
-            None if measured.map_11 is None else interval(resampled),
+            row=row,
+            column=column,
+            run=record.name,
+            map_11=measured.map_11,
+            map_area=measured.map_area,
+            ap_11={one.class_name: one.ap_11 for one in measured.classes},
+            interval=None if measured.map_11 is None else interval(resampled),
         )
     made.differences = list(_differences(made, list(records), maps))
     made.exit_code = max(record.exit_code or 0 for record in records.values())

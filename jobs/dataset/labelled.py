@@ -112,6 +112,7 @@ def table_entries(
     splits: Sequence[str],
     image_column: str,
     label_column: str,
+    *,
     classes: Collection[str] | None = None,
 ) -> dict[str, Entry]:
     """Image id (file and row) to entry, of one Parquet file or all below a folder. Only labels are read.

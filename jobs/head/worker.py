@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed
 from numpy.typing import NDArray
 from torch import nn
 
@@ -327,7 +326,9 @@ class _Story:
             "current": saved.progress,
         }
         tensors = {name: values.numpy() for name, values in saved.tensors.items()}
-        save_checkpoint(self._work.root, self._work.method, number, saved.iteration, tensors, progress, PRODUCER)
+        save_checkpoint(
+            self._work.root, self._work.method, number, saved.iteration, tensors, progress, producer=PRODUCER
+        )
 
     @property
     def saves_every(self) -> float:
