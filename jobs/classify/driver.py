@@ -35,7 +35,7 @@ from jobs.record.publish import done_already, publish
 from jobs.record.recording import recorded_run
 from jobs.record.stage import Assignment, Context
 from jobs.record.versions import PRODUCER
-from jobs.shards.attempt import Trial
+from jobs.shards.attempt import ShardAttempt
 from jobs.shards.make import make_dataset
 from jobs.shards.survey import ShardedDataset
 from pipeline.bodies import Body, load_classifier
@@ -122,19 +122,9 @@ def _image_features(
         "producer": PRODUCER,
     }
 
-    def make(shard: Shard, revision: int, trial: Trial) -> ViewShard:
+    def make(shard: Shard, attempt: ShardAttempt) -> ViewShard:
         images = tuple(files[image_id] for image_id in shard.image_ids)
-        return ViewShard(
-            root=root,
-            method=method,
-            shard=shard.key,
-            revision=revision,
-            images=images,
-            views=views,
-            layers=stored,
-            metadata=metadata,
-            trial=trial,
-        )
+        return ViewShard(**vars(attempt), images=images, views=views, layers=stored, metadata=metadata)
 
     def cut() -> list[Shard]:
         return list(shards(index.digests(), _image_bytes(config, stored, lengths)))

@@ -1,10 +1,4 @@
-"""The command line: ``spp VERB``, the same as ``python -m jobs VERB``.
-
-Results go to standard output, logs and progress to standard error; ``--json`` makes the last line of standard output
-one JSON object. Exit codes: 0 done; 1 failed; 2 usage or config; 3 done, but with failed images.
-
-A verb imports what it needs when it is called, so that ``--help`` loads neither a store nor a stage.
-"""
+"""Where the command line begins, and where what goes wrong becomes a line and an exit code."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from jobs.head.worker import TrainHead, described, initial_head, publish_head, t
 from jobs.proposals.stored import failed_in
 from jobs.record.stage import Assignment
 from jobs.record.versions import PRODUCER
-from jobs.shards.attempt import Trial
+from jobs.shards.attempt import ShardAttempt
 from jobs.shards.crews import ActorCrew
 from jobs.shards.make import make_dataset
 from jobs.shards.survey import ShardedDataset
@@ -42,13 +42,10 @@ def make_windows(assignment: Assignment, planned: ShardedDataset) -> None:
     failed = failed_in(root, record, ("proposals",))  # whose manifest the method id hashes; others are tried here
     metadata = file_metadata(config.features, body, planned.method, PRODUCER)
 
-    def make(shard: Shard, revision: int, trial: Trial) -> WindowShard:
+    def make(shard: Shard, attempt: ShardAttempt) -> WindowShard:
         ids = shard.image_ids
         return WindowShard(
-            root=root,
-            method=planned.method,
-            shard=shard.key,
-            revision=revision,
+            **vars(attempt),
             images=tuple(files[image_id] for image_id in ids),
             proposals=tuple(file.key for file in proposed if file.may_hold(ids)),
             objects={image_id: objects[image_id] for image_id in ids if image_id in objects},
@@ -56,7 +53,6 @@ def make_windows(assignment: Assignment, planned: ShardedDataset) -> None:
             class_names=names,
             config=config.finetune,
             metadata=metadata,
-            trial=trial,
         )
 
     def crew() -> ActorCrew:

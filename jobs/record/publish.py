@@ -47,15 +47,13 @@ def publish_shard(
     rows: pa.Table,
     counts: Mapping[str, int],
     *,
-    revision: int = 0,
     ledger: Sequence[LedgerRow] = (),
-    skipped: Sequence[str] = (),
     seconds: Mapping[str, float],
 ) -> Commit:
     """Write and commit one shard of small rows."""
-    with ShardWriter(root, dataset, method, shard, rows.schema, revision=revision) as writer:
+    with ShardWriter(root, dataset, method, shard, rows.schema) as writer:
         writer.write_shard(rows, counts)
-        return writer.commit(ledger=ledger, skipped=skipped, seconds=dict(seconds), producer=PRODUCER)
+        return writer.commit(ledger=ledger, seconds=dict(seconds), producer=PRODUCER)
 
 
 def entry_of(stage: str, manifest: Manifest, bytes_per_image: int = 0, partial: bool = False) -> DatasetRecord:

@@ -44,8 +44,8 @@ class PlannedDataset:
     shards: int
     shards_done: int
     images_to_do: int
-    bytes: int | None
-    seconds: float | None
+    bytes: int | None = None
+    seconds: float | None = None
     phases: dict[str, float] | None = None
 
 
@@ -68,8 +68,6 @@ def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
                 shards=len(keys),
                 shards_done=len(keys) - len(left),
                 images_to_do=images,
-                bytes=None,
-                seconds=None,
             )
         )
     context = Context(config, root, index_of(rows), RunRecord(name=invocation.name))
@@ -118,8 +116,6 @@ def _of_stage(stage: Stage, context: Context, surveys: dict[str, Survey]) -> lis
                 shards=1,
                 shards_done=0,
                 images_to_do=images,
-                bytes=None,
-                seconds=None,
             )
             for name in stage.datasets
             if name not in there
