@@ -17,7 +17,7 @@ from jobs.execution.session import Resources
 from jobs.execution.tasks import as_task, results
 from jobs.features.training_data import TrainingData, TrainingShard, positive_rows
 from jobs.record.lineage import stored_features
-from jobs.record.publish import publish_shard
+from jobs.record.publish import publish
 from jobs.record.stage import Assignment
 from pipeline.detection.box_regression import Regressor, choose, encode, fit, fit_bytes
 from pipeline.detection.scoring import mean_norm
@@ -98,7 +98,7 @@ def train_regressors(assignment: Assignment, method: str) -> None:
     ]
     layout = schema("regressors", dim, {"method": method, "features": stored_features(record).method})
     table, counts = pa.Table.from_pylist(rows, schema=layout), dict.fromkeys(examples, 1)
-    publish_shard(root, "regressors", method, method, table, counts, ledger=notes, seconds=clock.seconds)
+    publish(root, "regressors", method, table, counts, ledger=notes, seconds=clock.seconds)
 
 
 def choose_windows(shard: TrainingShard, min_overlap: float, difficult_positive: bool) -> Chosen:

@@ -187,11 +187,14 @@ def _classification(
     named = [[[labels.image_ids[row] for row in rows] for rows in (one.train, one.test)] for _, one in splits]
     method = classify_method(config.classify, features, layers, labels.identity(), named)
     hold(root, record, [f"{name}/{method}" for name in ("classification", "image_scores")])
-    made = {name: done_already(root, "classify", name, method) for name in ("classification", "image_scores")}
-    if any(entry is None for entry in made.values()):
+    if any(done_already(root, "classify", name, method) is None for name in ("classification", "image_scores")):
         results, notes = _measure(assignment, labels, layers, lengths, splits)
-        made = _publish(root, method, results, notes)
-    found = {name: entry for name, entry in made.items() if entry is not None}
+        _publish(root, method, results, notes)
+    found = {}
+    for name in ("image_scores", "classification"):
+        entry = done_already(root, "classify", name, method)
+        assert entry is not None
+        found[name] = entry
     manifest = recorded_manifest(root, record.model_copy(update={"datasets": found}), "classification")
     found["classification"].quality = summary(root, manifest.keys, config)
     return found
@@ -292,15 +295,12 @@ def _gathered(config: RunConfig, refs: Mapping[Any, tuple[str, str, str]]) -> tu
     return [results[ref] for ref in refs], notes
 
 
-def _publish(
-    root: Root, method: str, results: Sequence[LayerResult], notes: Sequence[LedgerRow]
-) -> dict[str, DatasetRecord | None]:
+def _publish(root: Root, method: str, results: Sequence[LayerResult], notes: Sequence[LedgerRow]) -> None:
     """Write scores, then what was measured: with it the stage is done."""
     seconds: dict[str, float] = {}
     for result in results:
         for name, value in result.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + value
-    made: dict[str, DatasetRecord | None] = {}
     parts = {
         "image_scores": ([result.scores for result in results], ["image_id", "view", "layer", "split", "class_name"]),
         "classification": ([r.measured for r in results], ["class_name", "view", "layer", "tested_on", "split"]),
@@ -309,14 +309,5 @@ def _publish(
         table = pa.concat_tables(tables).sort_by([(column, "ascending") for column in order])
         table = table.cast(schema(name, metadata={"method": method}))
         counts = {row["values"]: row["counts"] for row in table[order[0]].value_counts().to_pylist()}
-        made[name] = publish(
-            root,
-            "classify",
-            name,
-            method,
-            table,
-            counts,
-            notes=notes if name == "classification" else (),
-            seconds=seconds if name == "classification" else {},
-        )
-    return made
+        last = name == "classification"
+        publish(root, name, method, table, counts, ledger=notes if last else (), seconds=seconds if last else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,10 @@ from jobs.console.runs import print_failed, print_metrics, print_run
 from jobs.console.tables import print_json
 from jobs.errors import UsageError
 from jobs.run.stages import STAGES, stages_until
+
+if TYPE_CHECKING:
+    from jobs.record.invocation import Invocation
+    from storage.runs import RunRecord
 
 
 @verb()
@@ -100,16 +104,7 @@ def classify(
     record = classifying.classify(invocation, retry)
     classification_summary.print_classification(record)
     print_failed(invocation.root, record)
-    print_json(
-        as_json,
-        {
-            "run": record.name,
-            "root": invocation.root.url,
-            "exit_code": record.exit_code or 0,
-            "classification": record.datasets["classification"].quality,
-        },
-    )
-    return record.exit_code or 0
+    return _end(invocation, record, as_json, classification=record.datasets["classification"].quality)
 
 
 @verb()
@@ -132,17 +127,7 @@ def pretrain(
     if export is not None:
         pretraining.export(invocation.root, record, export)
         print(f"features.weights: {export}")
-    print_json(
-        as_json,
-        {
-            "run": record.name,
-            "root": invocation.root.url,
-            "exit_code": record.exit_code or 0,
-            "network": tested,
-            "exported": export,
-        },
-    )
-    return record.exit_code or 0
+    return _end(invocation, record, as_json, network=tested, exported=export)
 
 
 @app.command()
@@ -156,6 +141,13 @@ def demo(
     from jobs.demo.driver import demo as show
 
     return show(Path(folder), as_json)
+
+
+def _end(invocation: Invocation, record: RunRecord, as_json: bool, **found: Any) -> int:
+    """Print the JSON object that is asked for; returns the exit code."""
+    code = record.exit_code or 0
+    print_json(as_json, {"run": record.name, "root": invocation.root.url, "exit_code": code, **found})
+    return code
 
 
 def _run(

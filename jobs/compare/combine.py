@@ -204,8 +204,7 @@ def _detections(root: Root, parts: Sequence[MeasuredRun], nms_overlap: float) ->
     """The record of the combined detections, which are made unless they are there."""
     planned = _planned(parts, nms_overlap)
     method = planned.method
-    entry = done_already(root, COMBINE, "detections", method)
-    if entry is None:
+    if done_already(root, COMBINE, "detections", method) is None:
         clock = PhaseClock()
         failed = _failed(root, parts)
         image_ids = [image_id for image_id in parts[0].image_ids if image_id not in failed]
@@ -213,7 +212,9 @@ def _detections(root: Root, parts: Sequence[MeasuredRun], nms_overlap: float) ->
         rows = table["image_id"].value_counts().to_pylist()
         counts = dict.fromkeys(image_ids, 0) | {row["values"]: row["counts"] for row in rows}
         notes = [failed[image_id] for image_id in sorted(failed)]
-        entry = publish(root, COMBINE, "detections", method, table, counts, notes=notes, seconds=clock.seconds)
+        publish(root, "detections", method, table, counts, ledger=notes, seconds=clock.seconds)
+    entry = done_already(root, COMBINE, "detections", method)
+    assert entry is not None
     entry.quality = planned.quality
     return entry
 

@@ -13,7 +13,7 @@ from jobs.config.evaluate import EvaluateConfig
 from jobs.config.run_config import RunConfig
 from jobs.dataset.index import Index, index_of, read_index
 from jobs.errors import UsageError
-from jobs.record.publish import publish_shard
+from jobs.record.publish import publish
 from jobs.record.stage import Assignment
 from pipeline.phases import PhaseClock
 from storage.columns import boxes_of, no_rows
@@ -44,7 +44,7 @@ def evaluate(assignment: Assignment, method: str) -> None:
     rows = metric_rows(found)
     table = pa.Table.from_pylist(rows, schema=schema("metrics", metadata={"method": method}))
     counts = {row["class_name"]: 1 for row in rows}
-    publish_shard(root, "metrics", method, method, table, counts, seconds=clock.seconds)
+    publish(root, "metrics", method, table, counts, seconds=clock.seconds)
 
 
 def evaluate_result_files(config: RunConfig, pattern: str) -> MetricsQuality:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from jobs.record.versions import PRODUCER
-from storage.commits import Commit, LedgerRow, winners
+from storage.commits import LedgerRow, winners
 from storage.manifest import Manifest, fold
 from storage.root import Root
 from storage.runs import DatasetRecord
@@ -25,49 +25,30 @@ def done_already(root: Root, stage: str, dataset: str, method: str) -> DatasetRe
 
 def publish(
     root: Root,
-    stage: str,
     dataset: str,
     method: str,
-    rows: pa.Table,
-    counts: Mapping[str, int],
-    *,
-    notes: Sequence[LedgerRow] = (),
-    seconds: Mapping[str, float],
-) -> DatasetRecord:
-    """Write a dataset of one shard; ``counts`` gives each class, sorted, its number of rows."""
-    commit = publish_shard(root, dataset, method, method, rows, counts, ledger=notes, seconds=seconds)
-    return entry_of(stage, fold(root, dataset, method, [commit.name]))
-
-
-def publish_shard(
-    root: Root,
-    dataset: str,
-    method: str,
-    shard: str,
     rows: pa.Table,
     counts: Mapping[str, int],
     *,
     ledger: Sequence[LedgerRow] = (),
     seconds: Mapping[str, float],
-) -> Commit:
-    """Write and commit one shard of small rows."""
-    with ShardWriter(root, dataset, method, shard, rows.schema) as writer:
+) -> None:
+    """Write and commit a dataset of one shard; ``counts`` gives each class (or image, or phase), sorted, its rows."""
+    with ShardWriter(root, dataset, method, method, rows.schema) as writer:
         writer.write_shard(rows, counts)
-        return writer.commit(ledger=ledger, seconds=dict(seconds), producer=PRODUCER)
+        writer.commit(ledger=ledger, seconds=dict(seconds), producer=PRODUCER)
 
 
-def entry_of(stage: str, manifest: Manifest, bytes_per_image: int = 0, partial: bool = False) -> DatasetRecord:
+def entry_of(stage: str, manifest: Manifest) -> DatasetRecord:
     """What a run's record says of a complete dataset."""
     return DatasetRecord(
         stage=stage,
         method=manifest.method,
         manifest=manifest.digest,
         shards=len(manifest.table),
-        bytes_per_image=bytes_per_image,
         rows=manifest.rows,
         bytes=manifest.bytes,
         images=manifest.images,
         failed=manifest.failed,
-        partial=partial,
         seconds=manifest.seconds,
     )

@@ -19,7 +19,7 @@ from jobs.execution.tasks import as_task, results
 from jobs.features.stored import truth_dataset
 from jobs.features.training_data import TrainingData, positive_rows
 from jobs.record.lineage import stored_features
-from jobs.record.publish import publish_shard
+from jobs.record.publish import publish
 from jobs.record.stage import Assignment
 from jobs.svm import tasks
 from jobs.svm.negatives import Negatives
@@ -61,7 +61,7 @@ def train_svms(assignment: Assignment, method: str) -> None:
     )
     table = pa.Table.from_pylist(rows, schema=layout)
     counts = {row["class_name"]: 1 for row in rows}
-    publish_shard(root, "svms", method, method, table, counts, ledger=notes, seconds=clock.seconds)
+    publish(root, "svms", method, table, counts, ledger=notes, seconds=clock.seconds)
 
 
 def _positives(

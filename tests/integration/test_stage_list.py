@@ -31,7 +31,7 @@ def make(assignment, dataset):
     rows = pa.table({"class_name": list(counts), "objects": list(counts.values())}).cast(layout)
     root = assignment.context.root
     ones = dict.fromkeys(counts, 1)
-    publish(root, dataset.stage, dataset.name, dataset.method, rows, ones, seconds={})
+    publish(root, dataset.name, dataset.method, rows, ones, seconds={})
 
 
 CENSUS = Stage(
