@@ -42,6 +42,7 @@ from jobs.execution.session import RaySession
 from jobs.features.stored import FeatureShard
 from jobs.features.training_data import TrainingShard
 from jobs.record.invocation import Invocation
+from jobs.record.stage import Assignment, Context
 from jobs.svm import tasks as mining
 from jobs.svm.driver import train_svms
 from pipeline.detection.mining import NegativeRules
@@ -129,7 +130,7 @@ def time_of_classes(root: Root, index: Index, images: int, rounds: int) -> tuple
         scorer = LinearScorer(weights[list(classes)], biases[list(classes)], 1.0)
         trained, found = np.ones(len(classes), np.bool_), []
         for shard in narrowed:
-            mined, _ = mining.mine(shard, scorer, NegativeRules(), trained, {}, -1.0001, None)
+            mined, _ = mining.mine(shard, scorer, NegativeRules(), trained, {}, threshold=-1.0001, most=None)
             for image_id, window, joins in zip(mined.image_ids, mined.windows, mined.classes, strict=True):
                 found += [(image_id, int(window), classes[number]) for number in np.flatnonzero(joins)]
         return sorted(found)
@@ -193,7 +194,8 @@ def memory_of_training(root: Root, record: RunRecord, index: Index, given: int) 
         ray.get([warm.remote() for _ in range(2)])
         start = time.perf_counter()
         with RaySession(config.execution) as session, _peak_memory() as peak:
-            train_svms(Invocation(config, root, METHOD, ()), record, index, session)
+            context = Context(config, root, index, record)
+            train_svms(Assignment(Invocation(config, root, METHOD, ()), context, session), METHOD)
         return peak[0] + store * 10**6, time.perf_counter() - start
     finally:
         ray.shutdown()

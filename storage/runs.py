@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from storage.damage import DamagedFileError, reading
 from storage.identity import METHOD_PATTERN
+from storage.quality import AnyQuality, Quality
 from storage.records import dump_record, read_record
 from storage.root import Root, StorageError, store_errors
 from storage.schemas import DATASETS, SCHEMA_VERSION
@@ -33,11 +34,8 @@ class DatasetRecord(BaseModel):
 
     ``manifest_sha256`` is that of the manifest's file; version 0.1.0 did not write it down.
     ``bytes_per_image`` is what its shards were cut by; with the images dataset it tells which shards there should be.
-    ``partial``: it leaves out images on purpose (``detect.source: stream``). ``quality``, of proposals: ``splits`` to
-    recall and MABO, measured with the manifest ``objects``; of metrics: the mean APs and a row per class;
-    of the detections of a combination: the ``runs`` it was made from and their ``nms_overlap``.
-    of a network what it was tested on, and what ``failed`` there: image to reason; of a classification its means.
-    ``classifier``, of truth_features: digest of the fully connected layers that came with the body's weights.
+    ``partial``: it leaves out images on purpose (``detect.source: stream``). ``classifier``, of truth_features: digest
+    of the fully connected layers that came with the body's weights.
     """
 
     stage: str
@@ -52,7 +50,7 @@ class DatasetRecord(BaseModel):
     failed: int = 0
     partial: bool = False
     seconds: dict[str, float] = Field(default_factory=dict)
-    quality: dict[str, Any] = Field(default_factory=dict)
+    quality: AnyQuality = Field(default_factory=Quality)
     classifier: str = ""
 
 

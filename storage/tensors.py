@@ -63,7 +63,7 @@ def read_tensors(root: Root, key: str) -> dict[str, NDArray[np.float32]]:
 
 
 def save_checkpoint(
-    root: Root, method: str, phase: int, iteration: int, tensors: Tensors, progress: Mapping[str, Any], producer: str
+    root: Root, method: str, phase: int, iteration: int, tensors: Tensors, progress: Mapping[str, Any], *, producer: str
 ) -> None:
     """Publish a checkpoint, then drop all but the last ``KEPT``."""
     shard = f"{phase:04x}{iteration:012x}"

@@ -10,18 +10,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.bbox.method import bbox_method
 from jobs.config.bbox import BboxConfig
-from jobs.dataset.index import Index
 from jobs.dataset.objects import order_key
 from jobs.errors import UsageError
-from jobs.execution.session import RaySession, Resources
+from jobs.execution.session import Resources
 from jobs.execution.tasks import as_task, results
 from jobs.features.training_data import TrainingData, TrainingShard, positive_rows
-from jobs.record.invocation import Invocation
 from jobs.record.lineage import stored_features
-from jobs.record.publish import done_already, publish
-from jobs.record.versions import PRODUCER
+from jobs.record.publish import publish
+from jobs.record.stage import Assignment
 from pipeline.detection.box_regression import Regressor, choose, encode, fit, fit_bytes
 from pipeline.detection.scoring import mean_norm
 from pipeline.phases import PhaseClock
@@ -29,7 +26,7 @@ from storage.columns import boxes_of, vectors_of
 from storage.commits import LedgerRow
 from storage.manifest import recorded_manifest
 from storage.root import Root
-from storage.runs import DatasetRecord, RunRecord
+from storage.runs import RunRecord
 from storage.scan import scan_file, scan_manifest
 from storage.schemas import VECTOR_COLUMN, schema
 
@@ -58,15 +55,12 @@ class ClassPairs:
     deltas: NDArray[np.float64]
 
 
-def train_regressors(invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
-    """Train the box regressors of a run, unless they are there."""
-    config, root = invocation.config.bbox, invocation.root
-    method = bbox_method(config, record, index.images_in(invocation.config.dataset.train_splits))
-    found = done_already(root, "train-bbox", "regressors", method)
-    if found is not None:
-        return found
-    resources, clock = session.ready(), PhaseClock()
-    data = TrainingData.of(root, record, index, invocation.config.dataset.train_splits)
+def train_regressors(assignment: Assignment, method: str) -> None:
+    """Train the box regressors of a run, and commit them under ``method``."""
+    context, record = assignment.context, assignment.record
+    config, root = context.config.bbox, context.root
+    resources, clock = assignment.session.ready(), PhaseClock()
+    data = TrainingData.of(context)
     with clock.phase("choose"):
         task = as_task(choose_windows)
         chosen: list[Chosen] = results(
@@ -83,9 +77,7 @@ def train_regressors(invocation: Invocation, record: RunRecord, index: Index, se
     _check_memory(config, resources, dim, counts)
     with clock.phase("fit"):
         refs = [
-            as_task(fit_class, memory=_bytes(counts[name], dim)).remote(
-                own, data, name, dim, config.ridge, scale, config.difficult_positive
-            )
+            as_task(fit_class, memory=_bytes(counts[name], dim)).remote(own, data, name, dim, config, scale)
             for name, own in examples.items()
         ]
         fitted: list[Regressor] = results("train-bbox", refs)
@@ -105,17 +97,8 @@ def train_regressors(invocation: Invocation, record: RunRecord, index: Index, se
         if not truths[number]
     ]
     layout = schema("regressors", dim, {"method": method, "features": stored_features(record).method})
-    return publish(
-        root,
-        "train-bbox",
-        "regressors",
-        method,
-        pa.Table.from_pylist(rows, schema=layout),
-        dict.fromkeys(examples, 1),
-        notes=notes,
-        seconds=clock.seconds,
-        producer=PRODUCER,
-    )
+    table, counts = pa.Table.from_pylist(rows, schema=layout), dict.fromkeys(examples, 1)
+    publish(root, "regressors", method, table, counts, ledger=notes, seconds=clock.seconds)
 
 
 def choose_windows(shard: TrainingShard, min_overlap: float, difficult_positive: bool) -> Chosen:
@@ -148,13 +131,7 @@ def choose_windows(shard: TrainingShard, min_overlap: float, difficult_positive:
 
 
 def fit_class(
-    examples: ClassPairs,
-    data: TrainingData,
-    name: str,
-    dim: int,
-    ridge: float,
-    scale: float,
-    difficult_positive: bool,
+    examples: ClassPairs, data: TrainingData, name: str, dim: int, config: BboxConfig, scale: float
 ) -> Regressor:
     """Read the vectors of a class's windows, and of its ground-truth boxes, which train towards standing still."""
     number = data.class_names.index(name)
@@ -163,7 +140,7 @@ def fit_class(
         for shard in data.shards
         for key in shard.truth
         for table in scan_file(shard.features.root, key, ["class_name", "difficult", VECTOR_COLUMN], shard.images)
-        if (rows := positive_rows(table, data.class_names, difficult_positive)[:, number]).any()
+        if (rows := positive_rows(table, data.class_names, config.difficult_positive)[:, number]).any()
     ]
     count = len(examples.deltas)
     vectors = np.empty((count + sum(map(len, truth)), dim), np.float16)
@@ -178,7 +155,7 @@ def fit_class(
         vectors[start : start + len(part)] = part
         start += len(part)
     deltas = np.concatenate([examples.deltas, np.zeros((len(vectors) - count, 4))])
-    return fit(vectors, deltas, ridge, scale=scale)
+    return fit(vectors, deltas, config.ridge, scale=scale)
 
 
 def _examples(config: BboxConfig, data: TrainingData, chosen: Sequence[Chosen], number: int, truths: int) -> ClassPairs:

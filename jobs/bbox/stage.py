@@ -9,7 +9,6 @@ from jobs.record.stage import Assignment, Context, Stage
 
 if TYPE_CHECKING:
     from jobs.shards.survey import ShardedDataset
-    from storage.runs import DatasetRecord
 
 
 def _planned(context: Context) -> Iterator[ShardedDataset]:
@@ -20,12 +19,10 @@ def _planned(context: Context) -> Iterator[ShardedDataset]:
     yield one_shard("train-bbox", "regressors", bbox_method(context.config.bbox, context.record, images), images)
 
 
-def _make(assignment: Assignment) -> dict[str, DatasetRecord]:
+def _make(assignment: Assignment, planned: ShardedDataset) -> None:
     from jobs.bbox.driver import train_regressors
 
-    return {
-        "regressors": train_regressors(assignment.invocation, assignment.record, assignment.index, assignment.session)
-    }
+    train_regressors(assignment, planned.method)
 
 
 def _foresee(context: Context) -> Iterator[str]:

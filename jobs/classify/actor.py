@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from jobs.dataset.image_file import ImageFile
 from jobs.features.ring import ExtractionRing
 from jobs.features.shard import ActorSettings
-from jobs.shards.attempt import Trial
+from jobs.shards.attempt import ShardAttempt
 from pipeline.bodies.classifier import over_array
 from pipeline.features.whole_image import LayerValues, WholeImageExtractor, whole_layers
 from pipeline.images.decode import RGB
@@ -21,24 +21,17 @@ from pipeline.network.head import head_of
 from pipeline.phases import PhaseClock
 from storage.columns import map_column
 from storage.commits import Commit
-from storage.root import Root
 from storage.schemas import VECTOR_COLUMN, schema
-from storage.writer import ShardWriter
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewShard:
+class ViewShard(ShardAttempt):
     """The images of one shard, and what is wanted of each. ``views``: as the config names them."""
 
-    root: Root
-    method: str
-    shard: str
-    revision: int
     images: tuple[ImageFile, ...]
     views: tuple[str, ...]
     layers: tuple[str, ...]
     metadata: dict[str, str]
-    trial: Trial = field(default_factory=Trial)
 
 
 class ViewActor:
@@ -65,9 +58,7 @@ class ViewActor:
         ledger = work.trial.ledger("classify")
         files = work.trial.images(work.images)
         layout = schema("image_features", metadata=work.metadata)
-        with ShardWriter(
-            work.root, "image_features", work.method, work.shard, layout, revision=work.revision
-        ) as writer:
+        with work.writer("image_features", layout) as writer:
 
             def make(file: ImageFile, image: RGB) -> None:
                 made = self._layers(work, image, clock)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,11 +15,11 @@ import ray
 from jobs.classify.actor import ViewActor, ViewShard
 from jobs.classify.method import classify_method, image_features_method
 from jobs.classify.protocols import held_out_splits, protocol_splits, split_notes
+from jobs.classify.stored import stored_layer
 from jobs.classify.summary import class_means, measure_of, summary
 from jobs.classify.task import HELD_OUT, TEST, LayerResult, LayerTask, choose_solver, measure_layer
 from jobs.config.run_config import RunConfig
 from jobs.dataset.driver import make_index
-from jobs.dataset.index import Index
 from jobs.dataset.labels import ImageLabels
 from jobs.dataset.stored import image_files
 from jobs.errors import UsageError
@@ -32,8 +33,9 @@ from jobs.proposals.stored import failed_in
 from jobs.record.invocation import Invocation
 from jobs.record.publish import done_already, publish
 from jobs.record.recording import recorded_run
+from jobs.record.stage import Assignment, Context
 from jobs.record.versions import PRODUCER
-from jobs.shards.attempt import Trial
+from jobs.shards.attempt import ShardAttempt
 from jobs.shards.make import make_dataset
 from jobs.shards.survey import ShardedDataset
 from pipeline.bodies import Body, load_classifier
@@ -43,6 +45,7 @@ from pipeline.measures.classification import Split
 from pipeline.network.head import pretrained_head
 from storage.commits import LedgerRow
 from storage.manifest import recorded_manifest
+from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord, dataset_record, hold
 from storage.schemas import schema
 from storage.shards import Shard, shards
@@ -62,6 +65,7 @@ def classify(invocation: Invocation, retry: bool = False) -> RunRecord:
     local = local_places(invocation.root, config.dataset.path)
     with recorded_run(invocation) as record, RaySession(config.execution, local) as session:
         index = make_index(invocation, record)
+        assignment = Assignment(invocation, Context(config, invocation.root, index, record), session, retry)
         # what cannot be done is said before hours of work
         lengths = _layer_lengths(config, body, layers)
         labels = ImageLabels.of(index)
@@ -69,12 +73,12 @@ def classify(invocation: Invocation, retry: bool = False) -> RunRecord:
         for note in split_notes(config, labels, splits):
             _log.warning("note: %s", note)
         _solvers(config, labels, splits, layers, lengths)
-        made = _image_features(invocation, record, index, body, layers, lengths, session, retry)
+        made = _image_features(assignment, body, layers, lengths)
         if made.manifest != getattr(record.datasets.get("image_features"), "manifest", None):
             for name in ("classification", "image_scores"):  # an interrupt now must not leave them beside other layers
                 record.datasets.pop(name, None)
         record.datasets["image_features"] = made
-        record.datasets.update(_classification(invocation, record, index, layers, lengths, session))
+        record.datasets.update(_classification(assignment, layers, lengths))
         record.holds = []
     return record
 
@@ -100,21 +104,15 @@ def check_layers(config: RunConfig, body: LoadedBody) -> tuple[str, ...]:
 
 
 def _image_features(
-    invocation: Invocation,
-    record: RunRecord,
-    index: Index,
-    body: LoadedBody,
-    layers: tuple[str, ...],
-    lengths: Mapping[str, int],
-    session: RaySession,
-    retry: bool,
+    assignment: Assignment, body: LoadedBody, layers: tuple[str, ...], lengths: Mapping[str, int]
 ) -> DatasetRecord:
     """The layers of every image, but for the shards that are there."""
+    invocation, index, session = assignment.invocation, assignment.index, assignment.session
     config, root = invocation.config, invocation.root
     views = tuple(sorted(config.classify.views))
-    stored = tuple(dict.fromkeys("spp" if layer == "pool" else layer for layer in layers))
+    stored = tuple(dict.fromkeys(map(stored_layer, layers)))
     method = image_features_method(config.features, views, stored, body.digest, body.classifier)
-    hold(root, record, [f"image_features/{method}"])
+    hold(root, assignment.record, [f"image_features/{method}"])
     files = image_files(index)
     metadata = {
         "method": method,
@@ -127,19 +125,9 @@ def _image_features(
         "producer": PRODUCER,
     }
 
-    def make(shard: Shard, revision: int, trial: Trial) -> ViewShard:
+    def make(shard: Shard, attempt: ShardAttempt) -> ViewShard:
         images = tuple(files[image_id] for image_id in shard.image_ids)
-        return ViewShard(
-            root=root,
-            method=method,
-            shard=shard.key,
-            revision=revision,
-            images=images,
-            views=views,
-            layers=stored,
-            metadata=metadata,
-            trial=trial,
-        )
+        return ViewShard(**vars(attempt), images=images, views=views, layers=stored, metadata=metadata)
 
     def cut() -> list[Shard]:
         return list(shards(index.digests(), _image_bytes(config, stored, lengths)))
@@ -150,7 +138,7 @@ def _image_features(
         session.ready()  # before the first put, which would start a Ray of its own
         return actor_crew(invocation, session, body, ViewActor, "show", ray.put(_head(config, body, stored)))
 
-    return make_dataset(invocation, dataset, "classify", crew, make, retry=retry)
+    return make_dataset(invocation, dataset, "classify", crew, make, retry=assignment.retry)
 
 
 def _image_bytes(config: RunConfig, stored: Sequence[str], lengths: Mapping[str, int]) -> int:
@@ -192,28 +180,26 @@ def _head(config: RunConfig, body: LoadedBody, stored: Sequence[str]) -> Mapping
 
 
 def _classification(
-    invocation: Invocation,
-    record: RunRecord,
-    index: Index,
-    layers: tuple[str, ...],
-    lengths: Mapping[str, int],
-    session: RaySession,
+    assignment: Assignment, layers: tuple[str, ...], lengths: Mapping[str, int]
 ) -> dict[str, DatasetRecord]:
     """What is measured, and the scores behind it; unless they are there."""
-    config, root = invocation.config, invocation.root
+    config, root, record = assignment.context.config, assignment.context.root, assignment.record
     features = dataset_record(record, "image_features")
-    labels = ImageLabels.of(index, failed_in(root, record, ("image_features",)))
+    labels = ImageLabels.of(assignment.index, failed_in(root, record, ("image_features",)))
     splits = protocol_splits(config, labels)
     named = [[[labels.image_ids[row] for row in rows] for rows in (one.train, one.test)] for _, one in splits]
     method = classify_method(config.classify, features, layers, labels.identity(), named)
     hold(root, record, [f"{name}/{method}" for name in ("classification", "image_scores")])
-    made = {name: done_already(root, "classify", name, method) for name in ("classification", "image_scores")}
-    if any(entry is None for entry in made.values()):
-        results, notes = _measure(invocation, record, labels, layers, lengths, splits, session)
-        made = _publish(invocation, method, results, notes)
-    found = {name: entry for name, entry in made.items() if entry is not None}
+    if any(done_already(root, "classify", name, method) is None for name in ("classification", "image_scores")):
+        results, notes = _measure(assignment, labels, layers, lengths, splits)
+        _publish(root, method, results, notes)
+    found = {}
+    for name in ("image_scores", "classification"):
+        entry = done_already(root, "classify", name, method)
+        assert entry is not None
+        found[name] = entry
     manifest = recorded_manifest(root, record.model_copy(update={"datasets": found}), "classification")
-    found["classification"].quality = {"measure": measure_of(config), "layers": summary(root, manifest.keys, config)}
+    found["classification"].quality = summary(root, manifest.keys, config)
     return found
 
 
@@ -242,20 +228,18 @@ def _solvers(
 
 
 def _measure(
-    invocation: Invocation,
-    record: RunRecord,
+    assignment: Assignment,
     labels: ImageLabels,
     layers: Sequence[str],
     lengths: Mapping[str, int],
     splits: Sequence[tuple[int, Split]],
-    session: RaySession,
 ) -> tuple[list[LayerResult], list[LedgerRow]]:
     """A task for each layer of each view."""
-    config, root = invocation.config, invocation.root
-    keys = tuple(recorded_manifest(root, record, "image_features").keys)
+    config, root = assignment.context.config, assignment.context.root
+    keys = tuple(recorded_manifest(root, assignment.record, "image_features").keys)
     sized = [view for view in config.classify.views if not View.parse(view).fixed]
     chosen_on = held_out_splits(config, labels, splits) if len(sized) > 1 else []
-    resources = session.ready()
+    resources = assignment.session.ready()
     solvers = _solvers(config, labels, splits, layers, lengths)
     most_threads = max(1, min(resources.node_cpus, resources.cpus // len(solvers)))
     shared = ray.put(labels)
@@ -270,30 +254,24 @@ def _measure(
             parts = {f", split {number}": [one for one in tested if one[1] == number] for number, _ in splits}
             threads = 1
         task = as_task(_measure_task, num_cpus=threads, memory=min(needed, resources.node_memory // 2))
-        work = (root, keys, view, layer, config.features.pyramid, config.classify)
-        for which, part in parts.items():
-            refs[task.remote(work, shared, tuple(part), solver, threads)] = (view, layer, which)
-    return _gathered(config, refs)
-
-
-def _measure_task(
-    work: tuple[Any, ...], labels: ImageLabels, splits: Any, solver: Literal["gram", "sklearn"], threads: int
-) -> LayerResult:
-    root, keys, view, layer, levels, config = work
-    return measure_layer(
-        LayerTask(
+        work = partial(
+            LayerTask,
             root=root,
             keys=keys,
             view=view,
             layer=layer,
-            levels=levels,
-            config=config,
-            labels=labels,
-            splits=splits,
+            levels=config.features.pyramid,
+            config=config.classify,
             solver=solver,
             threads=threads,
         )
-    )
+        for which, part in parts.items():
+            refs[task.remote(partial(work, splits=tuple(part)), shared)] = (view, layer, which)
+    return _gathered(config, refs)
+
+
+def _measure_task(work: Callable[..., LayerTask], labels: ImageLabels) -> LayerResult:
+    return measure_layer(work(labels=labels))  # the labels come once to a node, whatever its tasks
 
 
 def _gathered(config: RunConfig, refs: Mapping[Any, tuple[str, str, str]]) -> tuple[list[LayerResult], list[LedgerRow]]:
@@ -320,16 +298,12 @@ def _gathered(config: RunConfig, refs: Mapping[Any, tuple[str, str, str]]) -> tu
     return [results[ref] for ref in refs], notes
 
 
-def _publish(
-    invocation: Invocation, method: str, results: Sequence[LayerResult], notes: Sequence[LedgerRow]
-) -> dict[str, DatasetRecord | None]:
+def _publish(root: Root, method: str, results: Sequence[LayerResult], notes: Sequence[LedgerRow]) -> None:
     """Write scores, then what was measured: with it the stage is done."""
-    root = invocation.root
     seconds: dict[str, float] = {}
     for result in results:
         for name, value in result.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + value
-    made: dict[str, DatasetRecord | None] = {}
     parts = {
         "image_scores": ([result.scores for result in results], ["image_id", "view", "layer", "split", "class_name"]),
         "classification": ([r.measured for r in results], ["class_name", "view", "layer", "tested_on", "split"]),
@@ -338,15 +312,5 @@ def _publish(
         table = pa.concat_tables(tables).sort_by([(column, "ascending") for column in order])
         table = table.cast(schema(name, metadata={"method": method}))
         counts = {row["values"]: row["counts"] for row in table[order[0]].value_counts().to_pylist()}
-        made[name] = publish(
-            root,
-            "classify",
-            name,
-            method,
-            table,
-            counts,
-            notes=notes if name == "classification" else (),
-            seconds=seconds if name == "classification" else {},
-            producer=PRODUCER,
-        )
-    return made
+        last = name == "classification"
+        publish(root, name, method, table, counts, ledger=notes if last else (), seconds=seconds if last else {})

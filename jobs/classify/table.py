@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.classify.driver import check_layers, classify
-from jobs.classify.summary import Measured, in_order, measured_layers, shown
+from jobs.classify.summary import layer_grid, measured_layers, unit_of
 from jobs.config.run_config import RunConfig
-from jobs.console.runs import list_failed
-from jobs.console.tables import csv_text, markdown_table, print_table
+from jobs.console.grid import Tables
 from jobs.errors import UsageError
 from jobs.features.body import load_body
 from jobs.record.invocation import Invocation
 from jobs.record.recording import failed_images
 from pipeline.features.whole_image import POOL_LEVEL
 from pipeline.images.view import View
+from storage.quality import LayerQuality
 
 _log = logging.getLogger("spp")
 
@@ -42,29 +42,10 @@ class Column:
     title: str
     run: str
     view: str
-    cells: dict[str, Measured]
+    cells: dict[str, LayerQuality]
 
 
-@dataclass(frozen=True)
-class ClassificationTable:
-    """What ``spp table --classification`` shows."""
-
-    measure: str
-    columns: tuple[Column, ...]
-    failed: dict[str, str]
-    exit_code: int
-
-    @property
-    def layers(self) -> list[str]:
-        """Rows, shallow to deep."""
-        return in_order({layer for column in self.columns for layer in column.cells})
-
-    def body(self) -> list[tuple[str, ...]]:
-        """Rows as text."""
-        return [(layer, *(shown(column.cells.get(layer)) for column in self.columns)) for layer in self.layers]
-
-
-def make_table(invocation: Invocation, random: bool) -> ClassificationTable:
+def make_table(invocation: Invocation, random: bool) -> Tables:
     """Run what is missing, and put it together. UsageError for a config without a crop or a full view."""
     config = invocation.config.classify
     full = [view for view in config.views if not View.parse(view).fixed]
@@ -94,11 +75,26 @@ def make_table(invocation: Invocation, random: bool) -> ClassificationTable:
         columns += [Column(f"random, {_in_words(v)}", *_of(cells["random"], v)) for v in ("crop", full[0])]
     codes = [run.exit_code for run in cells.values()]
     failed = {image_id: reason for run in cells.values() for image_id, reason in run.failed.items()}
-    what = "mean AP (11-point, %)" if config.protocol == "voc07" else "mean class accuracy (%)"
-    return ClassificationTable(what, tuple(columns), dict(sorted(failed.items())), max(codes))
+    return _tables(invocation, columns, dict(sorted(failed.items())), max(codes))
 
 
-def best_view(measured: Sequence[Measured], views: Sequence[str]) -> str:
+def _tables(invocation: Invocation, columns: Sequence[Column], failed: Mapping[str, str], exit_code: int) -> Tables:
+    """Everything in every form; a line of CSV per cell."""
+    config, told = invocation.config, ("view", "layer", "mean", "deviation", "splits", "held_out")
+    lines: list[tuple[Any, ...]] = [("column", "run", *told)]
+    for column in columns:
+        lines += [(column.title, column.run, *(getattr(one, n) for n in told)) for one in column.cells.values()]
+    cells = [
+        {"title": column.title, "run": column.run, "cells": [one.model_dump() for one in column.cells.values()]}
+        for column in columns
+    ]
+    about = {"run": invocation.name, "root": invocation.root.url, "measure": unit_of(config)}
+    values = {**about, "columns": cells, "failed": failed, "exit_code": exit_code}
+    grid = layer_grid(config, {column.title: column.cells for column in columns})
+    return Tables(grids=[grid], lines=lines, values=values, failed=failed, exit_code=exit_code)
+
+
+def best_view(measured: Sequence[LayerQuality], views: Sequence[str]) -> str:
     """The view whose layers do best, on average, on the images that were held out; of equals the first."""
 
     def held_out(view: str) -> float:
@@ -110,7 +106,7 @@ def best_view(measured: Sequence[Measured], views: Sequence[str]) -> str:
 @dataclass(frozen=True)
 class _Run:
     name: str
-    measured: list[Measured]
+    measured: list[LayerQuality]
     failed: dict[str, str]
     exit_code: int
 
@@ -136,52 +132,10 @@ def _cells(invocation: Invocation, name: str, config: RunConfig) -> _Run:
     return _Run(run, measured_layers(record), failed_images(invocation.root, record), record.exit_code or 0)
 
 
-def _of(run: _Run, view: str, without: Sequence[str] = ()) -> tuple[str, str, dict[str, Measured]]:
+def _of(run: _Run, view: str, without: Sequence[str] = ()) -> tuple[str, str, dict[str, LayerQuality]]:
     cells = {one.layer: one for one in run.measured if one.view == view and one.layer not in without}
     return run.name, view, cells
 
 
 def _in_words(view: str) -> str:
     return f"full, s = {View.parse(view).size}" if view.startswith("full-") else view
-
-
-def print_text(table: ClassificationTable) -> None:
-    """The table on standard output, and the images that failed."""
-    print(_caption(table))
-    print_table(("layer", *(column.title for column in table.columns)), table.body(), 1)
-    list_failed(table.failed)
-
-
-def markdown(table: ClassificationTable) -> str:
-    """The same as Markdown."""
-    titles = ("layer", *(column.title for column in table.columns))
-    return f"{_caption(table)}\n\n{markdown_table(titles, table.body())}\n"
-
-
-def as_csv(table: ClassificationTable) -> str:
-    """A line per cell."""
-    rows = [
-        (column.title, column.run, one.view, one.layer, one.mean, one.deviation, one.splits, one.held_out)
-        for column in table.columns
-        for one in column.cells.values()
-    ]
-    return csv_text(("column", "run", "view", "layer", "mean", "deviation", "splits", "held_out"), rows)
-
-
-def as_json(table: ClassificationTable) -> dict[str, Any]:
-    """The same as JSON values."""
-    columns = [
-        {"title": column.title, "run": column.run, "cells": [vars(one) for one in column.cells.values()]}
-        for column in table.columns
-    ]
-    return {"measure": table.measure, "columns": columns, "failed": table.failed, "exit_code": table.exit_code}
-
-
-def _caption(table: ClassificationTable) -> str:
-    splits = max(_splits(table))
-    return table.measure + (f", mean and standard deviation of {splits} splits" if splits > 1 else "")
-
-
-def _splits(table: ClassificationTable) -> Iterator[int]:
-    for column in table.columns:
-        yield from (one.splits for one in column.cells.values())

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +18,7 @@ from jobs.console.log import configure
 from jobs.errors import UsageError
 
 if TYPE_CHECKING:
+    from jobs.record.invocation import Invocation
     from storage.root import Root
     from storage.runs import RunRecord
 
@@ -53,46 +58,83 @@ UntilOption = Annotated[
 ]
 
 
-def invocation_of(config: str | None, root: str | None, name: str | None, overrides: list[str] | None) -> Any:
-    from jobs.config.run_config import load_config
-    from jobs.record.invocation import Invocation
-    from storage.root import open_root
+@dataclass(frozen=True)
+class Asked:
+    """What the options that nearly every verb has say: --config, --root, --run, --set."""
 
-    if config is None:
-        raise UsageError("--config FILE is needed; configs/ holds examples")
-    check_places(config=config)
-    loaded = load_config(config, overrides or ())
-    place = open_root(_root_url(root), loaded.storage_options)
-    return Invocation(loaded, place, name or Path(config).stem, tuple(sys.argv))
+    config: str | None = None
+    root: str | None = None
+    run: str | None = None
+    overrides: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_places(config=self.config)
 
-def listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def place_of(config: str | None, root: str | None, overrides: list[str] | None) -> Root:
-    """The root; a config is only needed for its storage options, and for ``overrides`` to change."""
-    from storage.root import open_root
-
-    options = {}
-    if config is not None:
+    def invocation(self) -> Invocation:
+        """What a command that makes something needs. UsageError without a config."""
         from jobs.config.run_config import load_config
+        from jobs.record.invocation import Invocation
+        from storage.root import open_root
 
-        check_places(config=config)
-        options = load_config(config, overrides or ()).storage_options
-    elif overrides:
-        raise UsageError("--set changes a config: give --config FILE too")
-    return open_root(_root_url(root), options)
+        if self.config is None:
+            raise UsageError("--config FILE is needed; configs/ holds examples")
+        loaded = load_config(self.config, self.overrides)
+        place = open_root(self._url(), loaded.storage_options)
+        return Invocation(loaded, place, self.run or Path(self.config).stem, tuple(sys.argv))
+
+    def place(self) -> Root:
+        """The root; a config is only needed for its storage options, and for ``overrides`` to change."""
+        from storage.root import open_root
+
+        options = {}
+        if self.config is not None:
+            from jobs.config.run_config import load_config
+
+            options = load_config(self.config, self.overrides).storage_options
+        elif self.overrides:
+            raise UsageError("--set changes a config: give --config FILE too")
+        return open_root(self._url(), options)
+
+    def recorded(self) -> tuple[Root, RunRecord]:
+        """Root and record of a run. A config is only needed for its name, or for the root's storage options."""
+        from storage.runs import read_run
+
+        place = self.place()
+        return place, read_run(place, self.run or (Path(self.config).stem if self.config is not None else None))
+
+    def _url(self) -> str:
+        url = self.root or os.environ.get("SPP_ROOT")
+        if not url:
+            raise UsageError("--root URL is needed (or set SPP_ROOT): a folder, s3://bucket/path, ...")
+        return url
 
 
-def recorded_run_of(
-    config: str | None, root: str | None, name: str | None, overrides: list[str] | None
-) -> tuple[Root, RunRecord]:
-    """Root and record of a run. A config is only needed for its name, or for the root's storage options."""
-    from storage.runs import read_run
+def verb(name: str | None = None, summary: str | None = None, *, of_a_run: bool = True) -> Callable[..., Any]:
+    """Make a function a verb, with the options that its parameter ``asked`` stands for.
 
-    place = place_of(config, root, overrides)
-    return place, read_run(place, name or (Path(config).stem if config is not None else None))
+    ``of_a_run``: --run is one of them.
+    """
+    options = {"config": ConfigOption, "root": RootOption, "run": RunOption, "overrides": SetOption}
+    if not of_a_run:
+        del options["run"]
+
+    def register(function: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(function)
+        def called(**given: Any) -> int:
+            values = {key: given.pop(key) for key in options}
+            asked = Asked(**{**values, "overrides": tuple(values["overrides"] or ())})
+            return function(asked=asked, **given)
+
+        parameters: list[inspect.Parameter] = []
+        for one in inspect.signature(function, eval_str=True).parameters.values():
+            shared = options.items() if one.name == "asked" else ()
+            parameters += [inspect.Parameter(key, one.KEYWORD_ONLY, default=None, annotation=o) for key, o in shared]
+            parameters += [] if one.name == "asked" else [one.replace(kind=one.KEYWORD_ONLY)]
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        app.command(name, help=summary)(called)
+        return function
+
+    return register
 
 
 def check_places(**places: str | None) -> None:
@@ -104,8 +146,5 @@ def check_places(**places: str | None) -> None:
             check_url(f"--{option}", place)
 
 
-def _root_url(root: str | None) -> str:
-    url = root or os.environ.get("SPP_ROOT")
-    if not url:
-        raise UsageError("--root URL is needed (or set SPP_ROOT): a folder, s3://bucket/path, ...")
-    return url
+def listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

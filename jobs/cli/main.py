@@ -1,11 +1,4 @@
-"""The command line: ``spp VERB``, the same as ``python -m jobs VERB``.
-
-Results go to standard output, logs and progress to standard error; ``--json`` makes the last line of standard output
-one JSON object. Exit codes: 0 done; 1 failed; 2 usage or config; 3 done, but with failed images;
-141 done, but the reader of the results has gone.
-
-A verb imports what it needs when it is called, so that ``--help`` loads neither a store nor a stage.
-"""
+"""Where the command line begins, and where what goes wrong becomes a line and an exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +13,10 @@ from typing import Any
 
 import typer
 
-from jobs.cli import reports, runs, upkeep  # noqa: F401  (they are where the verbs join the application)
+from jobs.cli import runs  # noqa: F401  (here and below the verbs join the application, in the order of its help)
+
+# isort: split
+from jobs.cli import reports, upkeep  # noqa: F401
 from jobs.cli.app import app
 from jobs.errors import RunFailed, UsageError
 from jobs.run.stages import verb_that_makes

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from jobs.cli.app import (
-    ConfigOption,
-    JsonOption,
-    RootOption,
-    RunOption,
-    SetOption,
-    UntilOption,
-    app,
-    check_places,
-    invocation_of,
-    listed,
-    place_of,
-    recorded_run_of,
-)
-from jobs.cli.runs import stages_until
+from jobs.cli.app import Asked, JsonOption, UntilOption, check_places, listed, verb
 from jobs.console.answers import print_answer
 from jobs.console.runs import metrics_of, print_metrics, print_quality, quality_of, tell_notes
-from jobs.console.tables import in_bytes, in_seconds, in_time, print_json, print_table, write_texts
+from jobs.console.tables import in_bytes, in_seconds, print_json, print_table
 from jobs.errors import UsageError
-from jobs.run.forecast import Forecast
 
 
-@app.command()
+@verb()
 def plan(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
     until: UntilOption = None,
     gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of the cluster that the time is told for.")] = 0,
     cpus: Annotated[
@@ -45,51 +26,21 @@ def plan(
     as_json: JsonOption = False,
 ) -> int:
     """What `spp run` would do: shards done and to do, bytes and time expected, what limits. Writes nothing."""
-    from jobs.run import plan as planning
+    from jobs.run.plan import report
 
-    invocation = invocation_of(config, root, run_name, set_)
-    stages = stages_until(until, invocation)
-    planned = planning.plan(invocation, stages)
-    rows = [
-        (
-            entry.stage,
-            entry.dataset,
-            entry.method,
-            f"{entry.shards_done} of {entry.shards}",
-            f"{entry.images_to_do}",
-            "?" if entry.bytes is None and entry.images_to_do else in_bytes(entry.bytes or 0),
-            "?" if entry.seconds is None and entry.images_to_do else in_seconds(entry.seconds or 0),
-        )
-        for entry in planned
-    ]
-    print_table(("stage", "dataset", "method", "shards done", "images to do", "bytes", "worker seconds"), rows, 3)
-    expected = planning.forecast_of(planned, gpus, cpus or (8 * gpus or os.cpu_count() or 1))
-    print_forecast(expected)
-    print_json(
-        as_json,
-        {
-            "run": invocation.name,
-            "root": invocation.root.url,
-            "datasets": planning.as_json(planned),
-            "forecast": asdict(expected),
-        },
-    )
-    return 0
+    return report(asked.invocation(), until, gpus, cpus).show(as_json)
 
 
-@app.command()
+@verb()
 def status(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
     as_json: JsonOption = False,
 ) -> int:
     """Every stage: state, images, failed images, notes, rows, bytes, seconds."""
     from jobs.run import status as states
     from storage.secrets import redacted
 
-    place, record = recorded_run_of(config, root, run_name, set_)
+    place, record = asked.recorded()
     entries = states.status(place, record)
     print(f"run {record.name}: {record.status}" + (f" ({redacted(record.error)})" if record.error else ""))
     rows = [
@@ -129,12 +80,9 @@ def status(
     return 0
 
 
-@app.command()
+@verb()
 def notes(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
     dataset: Annotated[
         str | None, typer.Option("--dataset", metavar="DATASET", help="Of this dataset alone: images, proposals, ...")
     ] = None,
@@ -145,7 +93,7 @@ def notes(
     """Every failed image and every note of a run, one by one, with its reason."""
     from jobs.run.ledger import ledger_rows
 
-    place, record = recorded_run_of(config, root, run_name, set_)
+    place, record = asked.recorded()
     columns = "stage", "dataset", "image_id", "level", "type", "message"
     shown, count = [], 0
     for row in ledger_rows(place, record, dataset):
@@ -164,13 +112,11 @@ def notes(
     return 0
 
 
-@app.command()
+@verb()
 def query(
     sql: Annotated[str, typer.Argument(metavar="SQL", help="DuckDB SQL over the run's datasets.")],
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
+    *,
     as_json: JsonOption = False,
     limit: Annotated[int, typer.Option("--limit", min=0, help="Rows to print; 0: all.")] = 100,
     seconds: Annotated[float, typer.Option("--seconds", min=0.001, help="Time after which it is stopped.")] = 600,
@@ -184,25 +130,22 @@ def query(
     """DuckDB SQL over the run's datasets: images, objects, proposals, features, truth_features. It reads no more."""
     from storage.sql import Limits, ask
 
-    place, record = recorded_run_of(config, root, run_name, set_)
+    place, record = asked.recorded()
     limits = Limits(seconds, None if memory is None else int(memory * 1e9))
     print_answer(ask(place, record, sql, limit, limits, unsafe), as_json)
     return 0
 
 
-@app.command()
+@verb()
 def files(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="images, objects, proposals, features, ...")],
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
     as_json: JsonOption = False,
 ) -> int:
     """Print the committed Parquet paths of a dataset, one a line, for any other tool."""
     from storage.scan import files as paths_of
 
-    place, record = recorded_run_of(config, root, run_name, set_)
+    place, record = asked.recorded()
     paths = paths_of(place, dataset, record.name)
     for path in paths:
         print(path)
@@ -210,13 +153,10 @@ def files(
     return 0
 
 
-@app.command()
+@verb()
 def combine(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="The runs to combine, two or more.")],
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
     nms_overlap: Annotated[
         float, typer.Option("--nms-overlap", help="Of detections that overlap by more the best stays.")
     ] = 0.3,
@@ -225,15 +165,13 @@ def combine(
     """The detections of several runs together, as run --run NAME; AP of each and of the combination."""
     from jobs.compare.combine import combine_command
 
-    return combine_command(place_of(config, root, set_), runs, run_name, nms_overlap, sys.argv, as_json)
+    return combine_command(asked.place(), runs, asked.run, nms_overlap, sys.argv, as_json)
 
 
-@app.command()
+@verb()
 def table(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
+    *,
     columns: Annotated[str, typer.Option("--columns", help="Some of 1-scale,5-scale,R-CNN.")] = "1-scale,5-scale",
     rows: Annotated[
         str, typer.Option("--rows", help="Some of the rows, separated by commas.")
@@ -255,43 +193,15 @@ def table(
 ) -> int:
     """The paper's tables: detection, layers by scales, or classification, layers by views; runs what is missing."""
     check_places(csv=csv, markdown=markdown)
-    invocation = invocation_of(config, root, run_name, set_)
+    invocation = asked.invocation()
     if classification:
         if only_print:
             raise UsageError("--only-print: the table of --classification runs what is missing; leave one of them out")
         from jobs.classify import table as classification_table
 
-        shown = classification_table.make_table(invocation, random)
-        classification_table.print_text(shown)
-        write_texts(
-            {
-                csv: lambda: classification_table.as_csv(shown),
-                markdown: lambda: classification_table.markdown(shown),
-            }
-        )
-        values = classification_table.as_json(shown)
-        print_json(as_json, {"run": invocation.name, "root": invocation.root.url, **values})
-        return shown.exit_code
-    from jobs.compare import table as tables
+        made = classification_table.make_table(invocation, random)
+    else:
+        from jobs.compare import table as detection_table
 
-    made = tables.make_table(invocation, listed(columns), listed(rows), only_print)
-    tables.print_text(made)
-    write_texts({csv: lambda: tables.as_csv(made), markdown: lambda: tables.markdown(made)})
-    print_json(as_json, {"run": invocation.name, "root": invocation.root.url, **tables.as_json(made)})
-    return made.exit_code
-
-
-def print_forecast(expected: Forecast) -> None:
-    """What is left of the map stages, in a line or two."""
-    where = f"{expected.gpus} GPUs and {expected.cores} cores" if expected.gpus else f"{expected.cores} cores"
-    if expected.seconds is not None:
-        shares = ", ".join(f"{phase} {100 * share:.0f}%" for phase, share in expected.shares.items())
-        print(
-            f"with {where}: {in_bytes(expected.bytes)}, {in_time(expected.seconds)} at the pace of the shards so far; "
-            f"the {expected.limit} are the bottleneck ({shares})"
-        )
-    if expected.unmeasured:
-        print(
-            f"no time is known yet for {', '.join(expected.unmeasured)}: it is learnt from the first committed shards "
-            f"(give the command, interrupt it after a minute, plan again)"
-        )
+        made = detection_table.make_table(invocation, listed(columns), listed(rows), only_print)
+    return made.show(as_json, csv, markdown)

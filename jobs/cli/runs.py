@@ -4,84 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli.app import (
-    ConfigOption,
-    JsonOption,
-    RootOption,
-    RunOption,
-    SetOption,
-    UntilOption,
-    app,
-    check_places,
-    invocation_of,
-)
+from jobs.cli.app import Asked, JsonOption, UntilOption, app, check_places, verb
 from jobs.console.runs import print_failed, print_metrics, print_notes, print_run
 from jobs.console.tables import print_json
 from jobs.errors import UsageError
-from jobs.run.stages import STAGES, run_stages, stage_names
+from jobs.run.stages import STAGES, stages_until
+
+if TYPE_CHECKING:
+    from jobs.record.invocation import Invocation
+    from storage.runs import RunRecord
 
 
-@app.command()
-def run(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
-    until: UntilOption = None,
-    as_json: JsonOption = False,
-) -> int:
+@verb()
+def run(asked: Asked, until: UntilOption = None, as_json: JsonOption = False) -> int:
     """Every stage that is not done yet, up to --until STAGE."""
-    return _run(config, root, run_name, set_, None, as_json, until=until)
+    return _run(asked, None, as_json, until=until)
 
 
-@app.command()
-def retry(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
-    until: UntilOption = None,
-    as_json: JsonOption = False,
-) -> int:
+@verb()
+def retry(asked: Asked, until: UntilOption = None, as_json: JsonOption = False) -> int:
     """Try failed images again; what follows from them is redone, nothing else."""
-    return _run(config, root, run_name, set_, None, as_json, until=until, again=True)
+    return _run(asked, None, as_json, until=until, again=True)
 
 
 def _stage_verb(stage: str, summary: str) -> None:
     """The verb that runs one stage, called as the stage is."""
 
-    def verb(
-        config: ConfigOption = None,
-        root: RootOption = None,
-        run_name: RunOption = None,
-        set_: SetOption = None,
-        as_json: JsonOption = False,
-    ) -> int:
-        return _run(config, root, run_name, set_, (stage,), as_json)
+    def of_stage(asked: Asked, as_json: JsonOption = False) -> int:
+        return _run(asked, (stage,), as_json)
 
-    app.command(stage, help=summary)(verb)
+    verb(stage, summary)(of_stage)
 
 
 def detect(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
     voc: Annotated[str | None, typer.Option("--voc", metavar="FOLDER", help="Also write VOC comp4 files.")] = None,
     coco: Annotated[str | None, typer.Option("--coco", metavar="FILE", help="Also write COCO results JSON.")] = None,
     as_json: JsonOption = False,
 ) -> int:
     """The SVMs and box regressors on the proposals of the test splits."""
     check_places(voc=voc, coco=coco)
-    code = _run(config, root, run_name, set_, ("detect",), as_json and not (voc or coco))
+    code = _run(asked, ("detect",), as_json and not (voc or coco))
     if voc or coco:
         from jobs.evaluate.export import export
 
-        invocation = invocation_of(config, root, run_name, set_)
+        invocation = asked.invocation()
         written = export(invocation, voc, coco)
         for path in written:
             print(path)
@@ -90,10 +61,7 @@ def detect(
 
 
 def evaluate(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
     detections: Annotated[
         str | None, typer.Option("--detections", metavar="PATTERN", help="VOC result files of any detector instead.")
     ] = None,
@@ -101,16 +69,16 @@ def evaluate(
 ) -> int:
     """VOC average precision per class: of the run's detections, or of result files."""
     if detections is None:
-        return _run(config, root, run_name, set_, ("evaluate",), as_json)
+        return _run(asked, ("evaluate",), as_json)
     from jobs.config.run_config import load_config
     from jobs.evaluate.driver import evaluate_result_files
 
-    if config is None:
+    if asked.config is None:
         raise UsageError("--config FILE is needed: its dataset section says where the annotations are")
     check_places(detections=detections)
-    measured = evaluate_result_files(load_config(config, set_ or ()), detections)
+    measured = evaluate_result_files(load_config(asked.config, asked.overrides), detections)
     print_metrics(measured)
-    print_json(as_json, measured)
+    print_json(as_json, measured.model_dump())
     return 0
 
 
@@ -119,17 +87,14 @@ _WITH_OPTIONS: dict[str, Callable[..., int]] = {"detect": detect, "evaluate": ev
 
 for _stage in STAGES:
     if _stage.name in _WITH_OPTIONS:
-        app.command(_stage.name, help=_stage.summary)(_WITH_OPTIONS[_stage.name])
+        verb(_stage.name, _stage.summary)(_WITH_OPTIONS[_stage.name])
     else:
         _stage_verb(_stage.name, _stage.summary)
 
 
-@app.command()
+@verb()
 def classify(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
     retry: Annotated[bool, typer.Option("--retry", help="Try the images that failed again.")] = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -137,31 +102,18 @@ def classify(
     from jobs.classify import driver as classifying
     from jobs.classify import summary as classification_summary
 
-    invocation = invocation_of(config, root, run_name, set_)
+    invocation = asked.invocation()
     record = classifying.classify(invocation, retry)
     classification_summary.print_classification(record)
     failed = print_failed(invocation.root, record)
     notes = print_notes(invocation.root, record)
-    print_json(
-        as_json,
-        {
-            "run": record.name,
-            "root": invocation.root.url,
-            "exit_code": record.exit_code or 0,
-            "classification": record.datasets["classification"].quality,
-            "failed": failed,
-            "notes": notes,
-        },
-    )
-    return record.exit_code or 0
+    classification = record.datasets["classification"].quality
+    return _end(invocation, record, as_json, classification=classification, failed=failed, notes=notes)
 
 
-@app.command()
+@verb()
 def pretrain(
-    config: ConfigOption = None,
-    root: RootOption = None,
-    run_name: RunOption = None,
-    set_: SetOption = None,
+    asked: Asked,
     export: Annotated[
         str | None, typer.Option("--export", metavar="FILE", help="Also write the network, as .safetensors.")
     ] = None,
@@ -171,7 +123,7 @@ def pretrain(
     check_places(export=export)
     from jobs.pretrain import driver as pretraining
 
-    invocation = invocation_of(config, root, run_name, set_)
+    invocation = asked.invocation()
     if export is not None:
         pretraining.check_export(export)
     record = pretraining.pretrain(invocation)
@@ -181,19 +133,7 @@ def pretrain(
     if export is not None:
         pretraining.export(invocation.root, record, export)
         print(f"features.weights: {export}")
-    print_json(
-        as_json,
-        {
-            "run": record.name,
-            "root": invocation.root.url,
-            "exit_code": record.exit_code or 0,
-            "network": tested,
-            "failed": failed,
-            "notes": notes,
-            "exported": export,
-        },
-    )
-    return record.exit_code or 0
+    return _end(invocation, record, as_json, network=tested, failed=failed, notes=notes, exported=export)
 
 
 @app.command()
@@ -209,28 +149,21 @@ def demo(
     return show(Path(folder), as_json)
 
 
-def stages_until(last: str | None, invocation: Any) -> Sequence[str]:
-    """The stages of a run up to ``last``, or to its end. UsageError if there is no such stage."""
-    if last is not None and last not in stage_names():
-        raise UsageError(f"--until {last!r}: the stages are {', '.join(stage_names())}")
-    return run_stages(invocation.config, last)
+def _end(invocation: Invocation, record: RunRecord, as_json: bool, **found: Any) -> int:
+    """Print the JSON object that is asked for; returns the exit code."""
+    code = record.exit_code or 0
+    print_json(as_json, {"run": record.name, "root": invocation.root.url, "exit_code": code, **found})
+    return code
 
 
 def _run(
-    config: str | None,
-    root: str | None,
-    name: str | None,
-    overrides: list[str] | None,
-    stages: Sequence[str] | None,
-    as_json: bool,
-    until: str | None = None,
-    again: bool = False,
+    asked: Asked, stages: Sequence[str] | None, as_json: bool, until: str | None = None, again: bool = False
 ) -> int:
     """Do ``stages``, or (None) those of a run up to ``until``."""
     from jobs.run import driver as running
 
-    invocation = invocation_of(config, root, name, overrides)
-    chosen = stages_until(until, invocation) if stages is None else stages
+    invocation = asked.invocation()
+    chosen = stages_until(invocation.config, until) if stages is None else stages
     record = running.run(invocation, chosen, again)
     made = print_run(invocation.root, record)
     print_json(as_json, made)

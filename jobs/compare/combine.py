@@ -29,22 +29,26 @@ from jobs.compare.measured_run import (
     read_measured,
 )
 from jobs.config.run_config import RunConfig
+from jobs.console.grid import Grid, Rows
 from jobs.console.runs import print_notes
-from jobs.console.tables import print_json, print_table
+from jobs.console.tables import print_json
 from jobs.dataset.stored import recorded_index
 from jobs.errors import UsageError
-from jobs.evaluate.driver import evaluate, stored_detections
+from jobs.evaluate.driver import stored_detections
+from jobs.evaluate.stage import EVALUATE
 from jobs.execution.session import RaySession
-from jobs.record.combination import COMBINE, combined_runs, detections_identity
+from jobs.record.combination import COMBINE, combination_of, combined_runs, detections_identity
 from jobs.record.invocation import Invocation
 from jobs.record.lineage import reduce_method
 from jobs.record.publish import done_already, publish
 from jobs.record.recording import failed_images, recorded_config, recorded_run
-from jobs.record.versions import PRODUCER
+from jobs.record.stage import Assignment, Context
+from jobs.run.driver import do_stages
 from pipeline.phases import PhaseClock
 from storage.columns import box_column, boxes_of
 from storage.commits import LedgerRow, read_commits
 from storage.manifest import read_manifest
+from storage.quality import CombinationQuality
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord, check_run_name, read_run, run_names
 from storage.schemas import schema
@@ -85,7 +89,9 @@ def combine(
         record.datasets = {name: first.record.datasets[name] for name in ("images", "objects")}
         record.datasets["detections"] = _planned(parts, nms_overlap)  # by which it is known as a combination
         record.datasets["detections"] = _detections(root, parts, nms_overlap)
-        record.datasets["metrics"] = evaluate(invocation, record, first.index, session)
+        assignment = Assignment(invocation, Context(config, root, first.index, record), session)
+        do_stages(assignment, [EVALUATE], [EVALUATE])
+        record.holds = []
     return record
 
 
@@ -100,8 +106,9 @@ def compare(root: Root, record: RunRecord) -> dict[str, Any]:
     from pipeline.measures.average_precision import mean_ap, measure
     from pipeline.measures.bootstrap import CONFIDENCE, SAMPLES, bootstrap_maps, difference_interval
 
-    names = combined_runs(record)
-    assert names is not None
+    combination = combination_of(record)
+    assert combination is not None
+    names = list(combination.runs)
     config = recorded_config(record)
     index = recorded_index(root, record)
     image_ids = index.images_in(config.dataset.test_splits)
@@ -130,7 +137,7 @@ def compare(root: Root, record: RunRecord) -> dict[str, Any]:
             difference[mean] = {"value": ours - theirs, "low": low, "high": high}
     return {
         "runs": names,
-        "nms_overlap": record.datasets["detections"].quality["nms_overlap"],
+        "nms_overlap": combination.nms_overlap,
         "images": len(image_ids),
         "classes": [
             {"class_name": name, **{m: {run: getattr(results[run][name], m) for run in runs} for m in measures}}
@@ -191,15 +198,15 @@ def _planned(parts: Sequence[MeasuredRun], nms_overlap: float) -> DatasetRecord:
     """What the record says of the combined detections before they are there."""
     method = reduce_method(COMBINE, VERSION, {"nms_overlap": nms_overlap}, [part.detections for part in parts])
     runs = {part.name: detections_identity(part.detections) for part in parts}
-    return DatasetRecord(stage=COMBINE, method=method, quality={"runs": runs, "nms_overlap": nms_overlap})
+    quality = CombinationQuality(runs=runs, nms_overlap=nms_overlap)
+    return DatasetRecord(stage=COMBINE, method=method, quality=quality)
 
 
 def _detections(root: Root, parts: Sequence[MeasuredRun], nms_overlap: float) -> DatasetRecord:
     """The record of the combined detections, which are made unless they are there."""
     planned = _planned(parts, nms_overlap)
     method = planned.method
-    entry = done_already(root, COMBINE, "detections", method)
-    if entry is None:
+    if done_already(root, COMBINE, "detections", method) is None:
         clock = PhaseClock()
         failed = _failed(root, parts)
         image_ids = [image_id for image_id in parts[0].image_ids if image_id not in failed]
@@ -207,9 +214,9 @@ def _detections(root: Root, parts: Sequence[MeasuredRun], nms_overlap: float) ->
         rows = table["image_id"].value_counts().to_pylist()
         counts = dict.fromkeys(image_ids, 0) | {row["values"]: row["counts"] for row in rows}
         notes = [failed[image_id] for image_id in sorted(failed)]
-        entry = publish(
-            root, COMBINE, "detections", method, table, counts, notes=notes, seconds=clock.seconds, producer=PRODUCER
-        )
+        publish(root, "detections", method, table, counts, ledger=notes, seconds=clock.seconds)
+    entry = done_already(root, COMBINE, "detections", method)
+    assert entry is not None
     entry.quality = planned.quality
     return entry
 
@@ -271,10 +278,12 @@ def _detection_set(table: pa.Table, image_ids: Sequence[str], class_names: Seque
 def _print_comparison(new_name: str, compared: Mapping[str, Any]) -> None:
     """AP (11-point) of each class and run, the mean, and how sure the difference is."""
     runs = [*compared["runs"], new_name]
-    rows = [(row["class_name"], *(_shown(row["ap_11"][run]) for run in runs)) for row in compared["classes"]]
-    rows.append(("mean AP (11-point)", *(_shown(compared["map_11"][run]) for run in runs)))
-    rows.append(("mean AP (area)", *(_shown(compared["map_area"][run]) for run in runs)))
-    print_table(("class", *runs), rows, 1)
+    rows = {row["class_name"]: row["ap_11"] for row in compared["classes"]}
+    rows |= {"mean AP (11-point)": compared["map_11"], "mean AP (area)": compared["map_area"]}
+    cells: Rows = {
+        (name,): {run: f"{ap:.3f}" for run, ap in own.items() if ap is not None} for name, own in rows.items()
+    }
+    Grid(corner=("class",), columns={run: run for run in runs}, rows=cells).show()
     for mean, measure in (("map_11", "11-point"), ("map_area", "area")):
         found = compared["difference"][mean]
         if found["value"] is not None:
@@ -283,7 +292,3 @@ def _print_comparison(new_name: str, compared: Mapping[str, Any]) -> None:
                 f"{compared['confidence']:.0%} interval {found['low']:+.3f} to {found['high']:+.3f} "
                 f"({compared['samples']} bootstrap samples of {compared['images']} images)"
             )
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

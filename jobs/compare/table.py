@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.compare.measured_run import check_current, check_same, matched_detections, read_measured
 from jobs.config.run_config import RunConfig
-from jobs.console.tables import csv_text, markdown_table, print_table
+from jobs.console.grid import Grid, Rows, Tables
 from jobs.dataset.stored import recorded_index
 from jobs.errors import UsageError
 from jobs.features.body import identify_body
 from jobs.record.invocation import Invocation
 from jobs.run.driver import run
 from jobs.run.stages import run_stages
+from storage.quality import MetricsQuality
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord, read_run, run_names
 
@@ -51,7 +52,7 @@ FIVE_SCALES = (480, 576, 688, 864, 1200)
 PHASES = ("conv", "pool", "fc", "SVM", "NMS", "bbox")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """A run of the table; AP of each class and their mean are None where no test image shows an object."""
 
@@ -89,7 +90,7 @@ class Table:
     exit_code: int = 0
 
 
-def make_table(invocation: Invocation, columns: Sequence[str], rows: Sequence[str], only_print: bool = False) -> Table:
+def make_table(invocation: Invocation, columns: Sequence[str], rows: Sequence[str], only_print: bool = False) -> Tables:
     """Run what is missing of the table's runs (unless ``only_print``), and read them all.
 
     Raises UsageError for a column or row that does not exist, and what a run raises.
@@ -120,7 +121,8 @@ def make_table(invocation: Invocation, columns: Sequence[str], rows: Sequence[st
     for part in parts:
         check_same(parts[0], part)
         check_current(invocation.root, part)
-    return _read(invocation.root, done, {column: _title(invocation.config, column) for column in columns})
+    titles = {column: _title(invocation.config, column) for column in columns}
+    return _tables(invocation, _read(invocation.root, done, titles))
 
 
 def cell_config(config: RunConfig, column: str, row: str) -> RunConfig:
@@ -165,14 +167,16 @@ def _read(root: Root, records: Mapping[tuple[str, str], RunRecord], titles: dict
         made.seconds[column] = seconds_per_image(records[row, column])  # of the last row, whatever order was asked for
     for (place, record), resampled in zip(records.items(), maps.map_11, strict=True):
         measured = record.datasets["metrics"].quality
-        classes = {row["class_name"]: row["ap_11"] for row in measured["classes"]}
+        assert isinstance(measured, MetricsQuality)
+        row, column = place
         made.cells[place] = Cell(
-            *place,
-            record.name,
-            measured["map_11"],
-            measured["map_area"],
-            classes,
-            None if measured["map_11"] is None else interval(resampled),
+            row=row,
+            column=column,
+            run=record.name,
+            map_11=measured.map_11,
+            map_area=measured.map_area,
+            ap_11={one.class_name: one.ap_11 for one in measured.classes},
+            interval=None if measured.map_11 is None else interval(resampled),
         )
     made.differences = list(_differences(made, list(records), maps))
     made.exit_code = max(record.exit_code or 0 for record in records.values())
@@ -225,92 +229,77 @@ def seconds_per_image(record: RunRecord) -> dict[str, float]:
     }
 
 
-def print_text(table: Table) -> None:
-    """The table on standard output."""
-    print(f"mean AP (11-point, %) on {table.images} test images, with 95% bootstrap intervals")
-    print_table(("", *table.titles.values()), _body(table), 1)
-    print("differences of mean AP (points), with 95% intervals of paired resamples")
-    rows = [
-        (d.column, f"{d.of} - {d.minus}", f"{100 * d.value:+.1f}", f"{100 * d.low:+.1f} to {100 * d.high:+.1f}")
-        for d in table.differences
-    ]
-    print_table(("in", "", "difference", "interval"), rows, 2)
-    print("AP (11-point, %) of each class")
-    print_table(*_classes(table), 2)
-
-
-def markdown(table: Table) -> str:
-    """The same as Markdown."""
-    parts = [
-        f"Mean AP (11-point, %) on {table.images} test images, with 95% bootstrap intervals; worker seconds an image.",
-        markdown_table(("", *table.titles.values()), _body(table)),
-        "Differences of mean AP (points), with 95% intervals of paired resamples.",
-        markdown_table(
-            ("in", "what", "difference", "interval"),
-            [
-                (d.column, f"{d.of} - {d.minus}", f"{100 * d.value:+.1f}", f"{100 * d.low:+.1f} to {100 * d.high:+.1f}")
-                for d in table.differences
-            ],
-        ),
-        "AP (11-point, %) of each class.",
-        markdown_table(*_classes(table)),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def as_csv(table: Table) -> str:
-    """A line per cell: precisions, interval, seconds of its column, AP of each class."""
+def _tables(invocation: Invocation, table: Table) -> Tables:
+    """Everything in every form; a line of CSV per cell, with the seconds of its column and the AP of each class."""
     names = sorted({name for cell in table.cells.values() for name in cell.ap_11})
     seconds = [f"seconds_{phase.lower()}" for phase in PHASES]
-    rows = []
+    lines: list[list[Any]] = [["column", "row", "run", "map_11", "low", "high", "map_area", *seconds, *names]]
     for (row, column), cell in table.cells.items():
         low, high = cell.interval or ("", "")
         own = [round(table.seconds[column][phase], 5) for phase in PHASES]
         classes = [cell.ap_11.get(name, "") for name in names]
-        rows.append([column, row, cell.run, cell.map_11, low, high, cell.map_area, *own, *classes])
-    return csv_text(["column", "row", "run", "map_11", "low", "high", "map_area", *seconds, *names], rows)
-
-
-def as_json(table: Table) -> dict[str, Any]:
-    """The same as JSON values."""
-    return {
+        lines.append([column, row, cell.run, cell.map_11, low, high, cell.map_area, *own, *classes])
+    values = {
+        "run": invocation.name,
+        "root": invocation.root.url,
         "images": table.images,
         "cells": [vars(cell) for cell in table.cells.values()],
         "seconds": table.seconds,
         "exit_code": table.exit_code,
         "differences": [vars(difference) for difference in table.differences],
     }
+    grids = [_precisions(table), _difference_grid(table), _class_grid(table, names)]
+    return Tables(grids=grids, lines=lines, values=values, exit_code=table.exit_code)
 
 
-def _body(table: Table) -> list[tuple[str, ...]]:
+def _precisions(table: Table) -> Grid:
     """Precisions, then seconds."""
-    body = []
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
     for row in ROWS:
-        found = [table.cells.get((row, column)) for column in table.titles]
-        if any(found):
-            body.append((row, *(_shown(cell) for cell in found)))
+        for (own_row, column), cell in table.cells.items():
+            if own_row == row:
+                rows.setdefault((row,), {})[column] = _shown(cell)
     for phase in PHASES:
-        cells = [table.seconds.get(column, {}).get(phase) for column in table.titles]
-        body.append((f"{phase} s/image", *("-" if value is None else f"{value:.4f}" for value in cells)))
-    totals = [sum(table.seconds[column].values()) if column in table.seconds else None for column in table.titles]
-    body.append(("total s/image", *("-" if value is None else f"{value:.4f}" for value in totals)))
-    slowest = dict(zip(table.titles, totals, strict=True)).get("R-CNN")
+        rows[(f"{phase} s/image",)] = {column: f"{own[phase]:.4f}" for column, own in table.seconds.items()}
+    totals = {column: sum(own.values()) for column, own in table.seconds.items()}
+    rows[("total s/image",)] = {column: f"{total:.4f}" for column, total in totals.items()}
+    slowest = totals.get("R-CNN")
     if slowest:
-        body.append(("speed-up over R-CNN", *("-" if not value else f"{slowest / value:.1f}" for value in totals)))
-    return body
+        rows[("speed-up over R-CNN",)] = {column: f"{slowest / total:.1f}" for column, total in totals.items() if total}
+    caption = f"mean AP (11-point, %) on {table.images} test images, with 95% bootstrap intervals"
+    heading = f"{caption[0].upper()}{caption[1:]}; worker seconds an image."
+    return Grid(columns=table.titles, rows=rows, caption=caption, heading=heading)
 
 
-def _shown(cell: Cell | None) -> str:
-    if cell is None or cell.map_11 is None or cell.interval is None:
+def _difference_grid(table: Table) -> Grid:
+    rows: Rows = {
+        (d.column, f"{d.of} - {d.minus}"): {
+            "difference": f"{100 * d.value:+.1f}",
+            "interval": f"{100 * d.low:+.1f} to {100 * d.high:+.1f}",
+        }
+        for d in table.differences
+    }
+    return Grid(
+        corner=("in", "what"),
+        columns={"difference": "difference", "interval": "interval"},
+        rows=rows,
+        caption="differences of mean AP (points), with 95% intervals of paired resamples",
+        heading="Differences of mean AP (points), with 95% intervals of paired resamples.",
+    )
+
+
+def _class_grid(table: Table, names: Sequence[str]) -> Grid:
+    rows: Rows = {
+        (column, row): {name: f"{100 * ap:.1f}" for name, ap in cell.ap_11.items() if ap is not None}
+        for (row, column), cell in table.cells.items()
+    }
+    caption = "AP (11-point, %) of each class"
+    columns = {name: name for name in names}
+    return Grid(corner=("column", "row"), columns=columns, rows=rows, caption=caption, heading=f"{caption}.")
+
+
+def _shown(cell: Cell) -> str:
+    if cell.map_11 is None or cell.interval is None:
         return "-"
     low, high = cell.interval
     return f"{100 * cell.map_11:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _classes(table: Table) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    names = sorted({name for cell in table.cells.values() for name in cell.ap_11})
-    rows = [
-        (column, row, *("-" if (value := cell.ap_11.get(name)) is None else f"{100 * value:.1f}" for name in names))
-        for (row, column), cell in table.cells.items()
-    ]
-    return ("column", "row", *names), rows

@@ -10,6 +10,7 @@ from jobs.console.tables import in_bytes, in_seconds, print_table
 
 if TYPE_CHECKING:
     from jobs.record.notes import NoteCount
+    from storage.quality import Quality, SplitQuality
     from storage.root import Root
     from storage.runs import RunRecord
 
@@ -39,7 +40,7 @@ def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
         "root": root.url,
         "exit_code": record.exit_code or 0,
         "datasets": {name: entry.model_dump() for name, entry in record.datasets.items()},
-        "metrics": metrics_of(record),
+        "metrics": metrics_of(record).model_dump(),
         "failed": failed,
         "notes": notes,
     }
@@ -83,45 +84,49 @@ def tell_notes(notes: Sequence[NoteCount], root: Root, record: RunRecord) -> lis
 def print_quality(record: RunRecord) -> None:
     """Recall and MABO of a run's proposals, a line per split."""
     for split, values in quality_of(record).items():
-        if values["recall"] is not None:
-            print(
-                f"proposals on {split}: recall@0.5 {values['recall']:.3f}, MABO {values['mabo']:.3f} "
-                f"({values['objects']} objects)"
-            )
+        if values.recall is not None:
+            told = f"recall@0.5 {values.recall:.3f}, MABO {values.mabo:.3f} ({values.objects} objects)"
+            print(f"proposals on {split}: {told}")
         else:
             print(f"proposals on {split}: no objects to measure recall with")
 
 
-def quality_of(record: RunRecord) -> dict[str, Any]:
+def quality_of(record: RunRecord) -> dict[str, SplitQuality]:
     """Split to recall and MABO; empty before proposals are complete."""
+    from storage.quality import ProposalsQuality
+
     entry = record.datasets.get("proposals")
-    return entry.quality.get("splits", {}) if entry else {}
+    return entry.quality.splits if entry is not None and isinstance(entry.quality, ProposalsQuality) else {}
 
 
-def metrics_of(record: RunRecord) -> dict[str, Any]:
-    """Mean APs, and what is measured of each class; empty before they are measured."""
+def metrics_of(record: RunRecord) -> Quality:
+    """Mean APs, and what is measured of each class (``MetricsQuality``); empty before they are measured."""
+    from storage.quality import Quality
+
     entry = record.datasets.get("metrics")
-    return entry.quality if entry and entry.manifest else {}
+    return entry.quality if entry is not None and entry.manifest else Quality()
 
 
-def print_metrics(measured: dict[str, Any]) -> None:
+def print_metrics(measured: Quality) -> None:
     """A line per class, and the mean; nothing if nothing was measured."""
-    if not measured:
+    from storage.quality import MetricsQuality
+
+    if not isinstance(measured, MetricsQuality):
         return
     rows = [
         (
-            row["class_name"],
-            _ap(row["ap_11"]),
-            _ap(row["ap_area"]),
-            f"{row['positives']:,}",
-            f"{row['detections']:,}",
-            f"{row['true_positives']:,}",
+            one.class_name,
+            _ap(one.ap_11),
+            _ap(one.ap_area),
+            f"{one.positives:,}",
+            f"{one.detections:,}",
+            f"{one.true_positives:,}",
         )
-        for row in measured["classes"]
+        for one in measured.classes
     ]
-    rows.append(("mean", _ap(measured["map_11"]), _ap(measured["map_area"]), "", "", ""))
+    rows.append(("mean", _ap(measured.map_11), _ap(measured.map_area), "", "", ""))
     print_table(("class", "AP (11-point)", "AP (area)", "objects", "detections", "found"), rows, 1)
-    without = [row["class_name"] for row in measured["classes"] if row["ap_11"] is None]
+    without = [one.class_name for one in measured.classes if one.ap_11 is None]
     if without:
         print(f"no object to find, and so no AP: {', '.join(without)}")
 

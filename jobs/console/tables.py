@@ -1,19 +1,16 @@
-"""Tables, numbers with units, JSON lines, files of text."""
+"""Tables, numbers with units, JSON lines."""
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, time
-from pathlib import Path
 from typing import Any
 
 from jobs.console.streams import encodable
-from jobs.errors import UsageError
 
 
 def print_table(
@@ -39,33 +36,8 @@ def print_table(
     print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same in Markdown: the first column is text, numbers follow."""
-    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """The same as comma-separated values, a line each."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-def write_texts(texts: Mapping[str | None, Callable[[], str]]) -> None:
-    """Write files, by path; None: not asked for. UsageError for one that cannot be written."""
-    for path, text in texts.items():
-        if path is not None:
-            try:
-                Path(path).write_text(text(), encoding="utf-8")
-            except OSError as error:
-                raise UsageError(f"{path!r} cannot be written: {error.strerror}") from error
-
-
-def print_json(wanted: bool, value: dict[str, Any]) -> None:
-    """One JSON object on a line of its own, if it is ``wanted``.
+def print_json(wanted: bool, value: Mapping[str, Any]) -> None:
+    """One JSON object on a line of its own, if it is ``wanted``; models within it as records have them.
 
     JSON knows few types: NaN and infinities are the texts "NaN", "Infinity" and "-Infinity", bytes hexadecimal digits,
     dates and times ISO 8601; all else that JSON has no form for (decimals, intervals, UUIDs) is its text.
@@ -73,12 +45,20 @@ def print_json(wanted: bool, value: dict[str, Any]) -> None:
     if wanted:
         from storage.secrets import redacted_value
 
-        value = redacted_value(value)  # those of old records
+        value = redacted_value(_without_models(value))  # those of old records
         try:
             text = json.dumps(value, default=_json_text, allow_nan=False)
         except (TypeError, ValueError):  # a key that is no text, or a NaN: seldom, and looked for value by value
             text = json.dumps(_as_json(value), allow_nan=False)
         print(text)
+
+
+def _without_models(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump()
+    if isinstance(value, Mapping):
+        return {key: _without_models(inner) for key, inner in value.items()}
+    return [_without_models(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _as_json(value: Any) -> Any:

@@ -185,6 +185,7 @@ def table_entries(
     splits: Sequence[str],
     image_column: str,
     label_column: str,
+    *,
     classes: Collection[str] | None = None,
 ) -> Listing:
     """Image id (file and row) to entry, of one Parquet file or all below a folder. Only labels are read.

@@ -35,4 +35,4 @@ def _labelled(fs: fsspec.AbstractFileSystem, path: str, config: DatasetConfig) -
     if config.layout == "folder":
         return folder_entries(fs, path, config.path, config.splits, config.classes)
     columns = config.image_column, config.label_column
-    return table_entries(fs, path, config.path, config.splits, *columns, config.classes)
+    return table_entries(fs, path, config.path, config.splits, *columns, classes=config.classes)

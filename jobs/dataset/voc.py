@@ -55,9 +55,9 @@ def voc_entries(fs: fsspec.AbstractFileSystem, path: str, config: DatasetConfig)
                     folder,
                     splits,
                     cut.get(image_id),
-                    image_id in pictures,
-                    image_id in files,
-                    others.get(image_id, ()),
+                    there=image_id in pictures,
+                    is_name=image_id in files,
+                    others=others.get(image_id, ()),
                 )
                 entries[image_id] = Entry(uri="", annotation="", splits=splits, listing="", problem=problem)
             else:
@@ -111,6 +111,7 @@ def _unusable(
     folder: str,
     splits: Sequence[str],
     line: str | None,
+    *,
     there: bool,
     is_name: bool,
     others: Sequence[str],

@@ -29,7 +29,7 @@ from jobs.proposals.stored import failed_in
 from jobs.record.invocation import Invocation
 from jobs.record.lineage import stored_features
 from jobs.record.stage import Assignment
-from jobs.shards.attempt import Trial
+from jobs.shards.attempt import ShardAttempt
 from jobs.shards.crews import Crew, TaskCrew
 from jobs.shards.loop import Work
 from jobs.shards.make import ShardMaker, works_on
@@ -51,7 +51,7 @@ def maker_of(assignment: Assignment, found: Survey) -> ShardMaker:
     crews = {"detect": lambda: _crew(invocation, record, assignment.session)}
 
     def works(found: Survey) -> Iterator[Work]:
-        return works_on(found, "detect", _maker(invocation, record, assignment.index, found.dataset.method))
+        return works_on(invocation.root, "detect", _maker(invocation, record, assignment.index), found)
 
     return ShardMaker(found, works, crews)
 
@@ -125,37 +125,29 @@ def _regressor(row: dict) -> Regressor:
     )
 
 
-def _maker(
-    invocation: Invocation, record: RunRecord, index: Index, method: str
-) -> Callable[[Shard, int, Trial], DetectShard]:
+def _maker(invocation: Invocation, record: RunRecord, index: Index) -> Callable[[Shard, ShardAttempt], DetectShard]:
     """What a worker is told of a shard."""
     config, root = invocation.config, invocation.root
     streamed = config.detect.source == "stream"
     files = image_files(index)
-    failed, names = (
-        failed_in(root, record, ("proposals", "features", "windows")),
-        detected_classes(root, record, config),
-    )
+    failed = failed_in(root, record, ("proposals", "features", "windows"))
+    names = detected_classes(root, record, config)
     stored = [] if streamed else feature_shards(root, record)
     proposed = recorded_manifest(root, record, "proposals").files if streamed else []
 
-    def make(shard: Shard, revision: int, trial: Trial) -> DetectShard:
+    def make(shard: Shard, attempt: ShardAttempt) -> DetectShard:
         ids = shard.image_ids
         holding = tuple(one for one in stored if one.first <= ids[-1] and ids[0] <= one.last)
         boxes = tuple(file.key for file in proposed if file.may_hold(ids))
         images = tuple(files[image_id] for image_id in ids)
         failures = failed.intersection(ids)
         return DetectShard(
-            root=root,
-            method=method,
-            shard=shard.key,
-            revision=revision,
+            **vars(attempt),
             images=images,
             features=holding,
             proposals=boxes,
             failed=failures,
             class_names=names,
-            trial=trial,
         )
 
     return make

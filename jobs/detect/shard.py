@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -12,34 +12,27 @@ from numpy.typing import NDArray
 
 from jobs.dataset.image_file import ImageFile
 from jobs.features.stored import FeatureShard
-from jobs.record.publish import publish_shard
 from jobs.record.versions import PRODUCER
-from jobs.shards.attempt import Trial
+from jobs.shards.attempt import ShardAttempt
 from pipeline.detection.detector import Detector, Found
 from pipeline.phases import PhaseClock
 from storage.columns import box_column, boxes_of, vectors_of
 from storage.commits import Commit, LedgerRow
-from storage.root import Root
 from storage.schemas import VECTOR_COLUMN, schema
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectShard:
+class DetectShard(ShardAttempt):
     """The test images of one shard, and the shards of features, or files of proposals, that hold them.
 
     ``failed``: those images that have none, for a failure.
     """
 
-    root: Root
-    method: str
-    shard: str
-    revision: int
     images: tuple[ImageFile, ...]
     features: tuple[FeatureShard, ...]
     proposals: tuple[str, ...]
     failed: frozenset[str]
     class_names: tuple[str, ...]
-    trial: Trial = field(default_factory=Trial)
 
     def present(self) -> list[ImageFile]:
         """The images to look at, sorted."""
@@ -82,19 +75,9 @@ def commit_found(
         ],
         schema=schema("detections", metadata={"method": work.method}),
     )
-    return publish_shard(
-        work.root,
-        "detections",
-        work.method,
-        work.shard,
-        table,
-        {image_id: len(found[image_id].scores) if image_id in found else 0 for image_id in present},
-        revision=work.revision,
-        ledger=ledger,
-        skipped=sorted(work.failed),
-        seconds=clock.seconds,
-        producer=PRODUCER,
-    )
+    with work.writer("detections", table.schema) as writer:
+        writer.write_shard(table, {i: len(found[i].scores) if i in found else 0 for i in present})
+        return writer.commit(ledger=ledger, skipped=sorted(work.failed), seconds=clock.seconds, producer=PRODUCER)
 
 
 def _vectors(

@@ -15,14 +15,12 @@ from jobs.config.evaluate import EvaluateConfig
 from jobs.config.run_config import RunConfig
 from jobs.dataset.index import Index, index_of, read_index
 from jobs.errors import UsageError
-from jobs.evaluate.method import evaluate_method
-from jobs.execution.session import RaySession
-from jobs.record.invocation import Invocation
-from jobs.record.publish import done_already, publish
-from jobs.record.versions import PRODUCER
+from jobs.record.publish import publish
+from jobs.record.stage import Assignment
 from pipeline.phases import PhaseClock
 from storage.columns import boxes_of, no_rows
 from storage.manifest import read_manifest, recorded_manifest
+from storage.quality import ClassMetrics, MetricsQuality
 from storage.root import Root, check_chain
 from storage.runs import DatasetRecord, RunRecord
 from storage.scan import scan_manifest
@@ -34,32 +32,32 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("spp")
 
-_MEASURES = ("class_name", "ap_11", "ap_area", "positives", "detections", "true_positives")
+_MEASURES = tuple(ClassMetrics.model_fields)
 """The columns of ``metrics`` but the curves."""
 
 
-def evaluate(invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
-    """Measure the detections of a run, unless that is done."""
-    config, root = invocation.config, invocation.root
-    objects = index.objects_in(config.dataset.test_splits)
-    method = evaluate_method(config.evaluate, record, objects)
-    entry = done_already(root, "evaluate", "metrics", method)
-    if entry is None:
-        clock = PhaseClock()
-        with clock.phase("read"):
-            detections = stored_detections(root, record)
-        session.resources()
-        with clock.phase("match"):
-            found = _by_class_on_ray(config.evaluate, index, objects, detections)
-        rows = metric_rows(found)
-        table = pa.Table.from_pylist(rows, schema=schema("metrics", metadata={"method": method}))
-        counts = {row["class_name"]: 1 for row in rows}
-        entry = publish(root, "evaluate", "metrics", method, table, counts, seconds=clock.seconds, producer=PRODUCER)
-    entry.quality = summary(read_metrics(root, entry))
-    return entry
+def evaluate(assignment: Assignment, method: str) -> None:
+    """Measure the detections of a run, and commit what is found under ``method``."""
+    config, root, clock = assignment.context.config, assignment.context.root, PhaseClock()
+    with clock.phase("read"):
+        detections = stored_detections(root, assignment.record)
+    assignment.session.resources()
+    with clock.phase("match"):
+        objects = assignment.index.objects_in(config.dataset.test_splits)
+        found = _by_class_on_ray(config.evaluate, assignment.index, objects, detections)
+    rows = metric_rows(found)
+    table = pa.Table.from_pylist(rows, schema=schema("metrics", metadata={"method": method}))
+    counts = {row["class_name"]: 1 for row in rows}
+    publish(root, "metrics", method, table, counts, seconds=clock.seconds)
 
 
-def evaluate_result_files(config: RunConfig, pattern: str) -> dict[str, Any]:
+class FilesQuality(MetricsQuality):
+    """Of result files: also ``notes``, what they leave out, and what in them is more likely a mistake."""
+
+    notes: list[str]
+
+
+def evaluate_result_files(config: RunConfig, pattern: str) -> FilesQuality:
     """Measure the VOC result files that an fsspec path or pattern names. The data set is read; nothing is stored."""
     index = index_of(list(read_index(config.dataset, config.execution.index_threads)))
     for row in index.ledger:
@@ -87,18 +85,15 @@ def evaluate_result_files(config: RunConfig, pattern: str) -> dict[str, Any]:
                 f"--detections {pattern!r}: {name!r} is a folder; give its files, {name}/comp4_det_*.txt"
             ) from None
     measured = evaluate_files(config.evaluate, index, config.dataset.test_splits, texts)
-    for note in measured["notes"]:
+    for note in measured.notes:
         _log.warning("note: %s", note)
     return measured
 
 
 def evaluate_files(
     config: EvaluateConfig, index: Index, splits: Sequence[str], texts: Mapping[str, bytes]
-) -> dict[str, Any]:
-    """Measure VOC result files, name to content, against the objects of ``splits``. UsageError for a broken one.
-
-    ``notes``: what the files leave out, and what in them is more likely a mistake than a detection.
-    """
+) -> FilesQuality:
+    """Measure VOC result files, name to content, against the objects of ``splits``. UsageError for a broken one."""
     from pipeline.measures.average_precision import Detections, evaluate_classes
     from pipeline.measures.result_files import ResultFileError, read_voc
 
@@ -144,7 +139,7 @@ def evaluate_files(
         overlap=config.min_overlap,
         thresholds=config.thresholds,
     )
-    return {**summary(metric_rows(found)), "notes": _notes(parts, known, image_ids)}
+    return FilesQuality(**dict(summary(metric_rows(found))), notes=_notes(parts, known, image_ids))
 
 
 def _notes(parts: Sequence[VocResults], known: Sequence[str], image_ids: Sequence[str]) -> list[str]:
@@ -213,12 +208,16 @@ def read_metrics(root: Root, entry: DatasetRecord) -> list[dict[str, Any]]:
     return [row for table in scan_manifest(root, manifest, _MEASURES) for row in table.to_pylist()]
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summary(rows: Sequence[dict[str, Any]]) -> MetricsQuality:
     """Mean APs, over the classes that have positives, and a line per class."""
     from pipeline.measures.average_precision import mean_ap
 
-    means = {f"m{measure}": mean_ap(row[measure] for row in rows) for measure in ("ap_11", "ap_area")}
-    return {**means, "classes": [{key: row[key] for key in _MEASURES} for row in rows]}
+    classes = [ClassMetrics.model_validate({key: row[key] for key in _MEASURES}) for row in rows]
+    return MetricsQuality(
+        map_11=mean_ap(one.ap_11 for one in classes),
+        map_area=mean_ap(one.ap_area for one in classes),
+        classes=classes,
+    )
 
 
 def stored_detections(root: Root, record: RunRecord) -> pa.Table:

@@ -27,17 +27,18 @@ def _foresee(context: Context) -> Iterator[str]:
     return unmeasured(context)
 
 
-def _make(assignment: Assignment) -> dict[str, DatasetRecord]:
+def _make(assignment: Assignment, planned: ShardedDataset) -> None:
     from jobs.evaluate.driver import evaluate
 
-    return {"metrics": evaluate(assignment.invocation, assignment.record, assignment.index, assignment.session)}
+    evaluate(assignment, planned.method)
 
 
 def _measure(assignment: Assignment, earlier: DatasetRecord | None) -> None:
     from jobs.evaluate.driver import read_metrics, summary
+    from storage.quality import MetricsQuality
 
     entry = assignment.record.datasets["metrics"]
-    if not entry.quality:
+    if not isinstance(entry.quality, MetricsQuality):
         entry.quality = summary(read_metrics(assignment.context.root, entry))
 
 

@@ -60,5 +60,5 @@ class StoredCheckpoints:
         """Publish a checkpoint."""
         found = saved()
         tensors = {name: values.float().numpy() for name, values in found.tensors.items()}
-        save_checkpoint(self._root, self._method, 0, found.iteration, tensors, found.progress, PRODUCER)
+        save_checkpoint(self._root, self._method, 0, found.iteration, tensors, found.progress, producer=PRODUCER)
         self._saved = time.monotonic()

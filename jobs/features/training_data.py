@@ -9,13 +9,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.dataset.index import Index
 from jobs.dataset.objects import ImageObjects, objects_of
 from jobs.features.stored import FeatureShard, truth_dataset, vector_shards
+from jobs.record.stage import Context
 from pipeline.detection.labels import positives
 from storage.manifest import recorded_manifest
-from storage.root import Root
-from storage.runs import RunRecord
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,11 @@ class TrainingData:
     shards: tuple[TrainingShard, ...]
 
     @classmethod
-    def of(
-        cls, root: Root, record: RunRecord, index: Index, train_splits: Sequence[str], layer: str = "pool5"
-    ) -> TrainingData:
+    def of(cls, context: Context, layer: str = "pool5") -> TrainingData:
         """From a run's index, features and truth_features, or the stored outputs of a layer for both."""
-        ids = index.images_in(train_splits)
-        names = tuple(index.class_names())
-        objects = objects_of(index, ids, names)
+        root, record, ids = context.root, context.record, context.train_images()
+        names = tuple(context.index.class_names())
+        objects = objects_of(context.index, ids, names)
         manifest = recorded_manifest(root, record, truth_dataset(layer))
         shards = []
         for shard in sorted(vector_shards(root, record, layer), key=lambda s: s.shard):

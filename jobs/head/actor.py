@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from jobs.dataset.objects import ImageObjects, order_key
 from jobs.features.ring import ExtractionRing
 from jobs.features.shard import ActorSettings
 from jobs.proposals.stored import proposed_boxes
-from jobs.shards.attempt import Trial
+from jobs.shards.attempt import ShardAttempt
 from pipeline.boxes import Boxes
 from pipeline.detection.labels import finetune_labels
 from pipeline.detection.window_sampling import Drawn, draw_windows, mirrored
@@ -23,22 +23,16 @@ from pipeline.images.decode import RGB
 from pipeline.phases import PhaseClock
 from storage.columns import box_column, vector_column, window_column
 from storage.commits import Commit
-from storage.root import Root
 from storage.schemas import VECTOR_COLUMN, schema
-from storage.writer import ShardWriter
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowShard:
+class WindowShard(ShardAttempt):
     """The training images of one shard, the files of proposals that hold them, and their objects.
 
     ``failed``: those images that have no proposals, for a failure.
     """
 
-    root: Root
-    method: str
-    shard: str
-    revision: int
     images: tuple[ImageFile, ...]
     proposals: tuple[str, ...]
     objects: Mapping[str, ImageObjects]
@@ -46,7 +40,6 @@ class WindowShard:
     class_names: tuple[str, ...]
     config: FinetuneConfig
     metadata: dict[str, str]
-    trial: Trial = field(default_factory=Trial)
 
 
 @dataclass(frozen=True)
@@ -75,9 +68,7 @@ class WindowActor:
             proposed = proposed_boxes(work.root, work.proposals, [file.image_id for file in files])
         chosen = {file.image_id: self._choose(work, file, proposed[file.image_id]) for file in files}
         layout = schema("training_windows", self._ring.dim, work.metadata)
-        with ShardWriter(
-            work.root, "training_windows", work.method, work.shard, layout, revision=work.revision
-        ) as writer:
+        with work.writer("training_windows", layout) as writer:
 
             def make(file: ImageFile, image: RGB) -> None:
                 rows, buffer = self._pooled(work, file.image_id, image, chosen[file.image_id], clock)

@@ -10,73 +10,42 @@ from jobs.config.run_config import RunConfig
 from jobs.dataset.index import object_digests
 from jobs.dataset.objects import objects_of
 from jobs.dataset.stored import image_files
-from jobs.errors import RunFailed, UsageError
-from jobs.execution.session import Resources
+from jobs.errors import UsageError
 from jobs.execution.training import Training, run_training, training_threads
 from jobs.features.body import LoadedBody, load_body
 from jobs.features.crew import actor_crew
 from jobs.features.method import file_metadata
-from jobs.head.method import head_method, planned_windows
 from jobs.head.worker import TrainHead, described, initial_head, publish_head, train_head
 from jobs.proposals.stored import failed_in
-from jobs.record.invocation import Invocation
-from jobs.record.publish import done_already
 from jobs.record.stage import Assignment
 from jobs.record.versions import PRODUCER
-from jobs.shards.attempt import Trial
+from jobs.shards.attempt import ShardAttempt
 from jobs.shards.crews import ActorCrew
 from jobs.shards.make import make_dataset
+from jobs.shards.survey import ShardedDataset
 from pipeline.bodies import load_classifier
 from pipeline.bodies.classifier import Classifier
 from storage.manifest import recorded_manifest
-from storage.runs import DatasetRecord, RunRecord, hold
+from storage.runs import hold
 from storage.shards import Shard
 
 
-def finetune(assignment: Assignment) -> dict[str, DatasetRecord]:
-    """The head of a run, and what it was trained on, by dataset; what is there is kept."""
-    invocation, context, record = assignment.invocation, assignment.context, assignment.record
-    config, root = invocation.config, invocation.root
-    body = load_body(config.features)
-    made: dict[str, DatasetRecord] = {}
-    if config.finetunes:
-        made["training_windows"] = _windows(assignment, body)
-        record.datasets["training_windows"] = made["training_windows"]
-    names = tuple(context.index.class_names())
-    annotated = object_digests(context.index, config.dataset.train_splits)
-    fine = config.finetune if config.finetunes else None
-    method = head_method(config.head, fine, record, names, annotated, config.execution.train_workers)
-    hold(root, record, [f"{name}/{method}" for name in ("head", "training_curve", "checkpoints")])
-    if done_already(root, "finetune", "head", method) is None:
-        _make_head(invocation, record, body, names, method, assignment.session.ready(), config.finetunes)
-    for name in ("training_curve", "head"):
-        entry = done_already(root, "finetune", name, method)
-        if entry is None:
-            raise RunFailed(f"finetune: {name} of method {method} was not written; run the same command again")
-        made[name] = entry
-    return made
-
-
-def _windows(assignment: Assignment, body: LoadedBody) -> DatasetRecord:
+def make_windows(assignment: Assignment, planned: ShardedDataset) -> None:
     """Draw and pool the training windows."""
     from jobs.head.actor import WindowActor, WindowShard
 
     invocation, record, index = assignment.invocation, assignment.record, assignment.index
-    config, root = invocation.config, invocation.root
-    planned = planned_windows(assignment.context)
+    config, root, body = invocation.config, invocation.root, load_body(invocation.config.features)
     names = tuple(index.class_names())
     objects = objects_of(index, object_digests(index, config.dataset.train_splits), names)
     files, proposed = image_files(index), recorded_manifest(root, record, "proposals").files
     failed = failed_in(root, record, ("proposals",))  # whose manifest the method id hashes; others are tried here
     metadata = file_metadata(config.features, body, planned.method, PRODUCER)
 
-    def make(shard: Shard, revision: int, trial: Trial) -> WindowShard:
+    def make(shard: Shard, attempt: ShardAttempt) -> WindowShard:
         ids = shard.image_ids
         return WindowShard(
-            root=root,
-            method=planned.method,
-            shard=shard.key,
-            revision=revision,
+            **vars(attempt),
             images=tuple(files[image_id] for image_id in ids),
             proposals=tuple(file.key for file in proposed if file.may_hold(ids)),
             objects={image_id: objects[image_id] for image_id in ids if image_id in objects},
@@ -84,25 +53,20 @@ def _windows(assignment: Assignment, body: LoadedBody) -> DatasetRecord:
             class_names=names,
             config=config.finetune,
             metadata=metadata,
-            trial=trial,
         )
 
     def crew() -> ActorCrew:
         return actor_crew(invocation, assignment.session, body, WindowActor, "draw")
 
-    return make_dataset(invocation, planned, "finetune", crew, make, retry=assignment.retry)
+    make_dataset(invocation, planned, "finetune", crew, make, retry=assignment.retry)
 
 
-def _make_head(
-    invocation: Invocation,
-    record: RunRecord,
-    body: LoadedBody,
-    class_names: tuple[str, ...],
-    method: str,
-    resources: Resources,
-    fine: bool,
-) -> None:
-    config, root = invocation.config, invocation.root
+def make_head(assignment: Assignment, method: str) -> None:
+    """Train the head, or take the one that comes with the weights; commit it, after its curve, under ``method``."""
+    config, root, record = assignment.context.config, assignment.context.root, assignment.record
+    hold(root, record, [f"{name}/{method}" for name in ("head", "training_curve", "checkpoints")])
+    resources, body, fine = assignment.session.ready(), load_body(config.features), config.finetunes
+    class_names = tuple(assignment.index.class_names())
     classifier = pretrained_classifier(config, body, fine)
     on_gpu = resources.use_gpus(config.execution)
     keys: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ from jobs.head.stored import StoredHead, network_layer, read_head
 from jobs.record.invocation import Invocation
 from jobs.record.stage import Assignment
 from jobs.record.versions import PRODUCER
-from jobs.shards.attempt import Trial
+from jobs.shards.attempt import ShardAttempt
 from jobs.shards.crews import TaskCrew
 from jobs.shards.make import ShardMaker, works_on
 from jobs.shards.survey import Survey
@@ -31,22 +31,16 @@ from storage.runs import RunRecord
 from storage.scan import scan_file
 from storage.schemas import VECTOR_COLUMN, schema
 from storage.shards import Shard
-from storage.writer import ShardWriter
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedShard:
+class EmbedShard(ShardAttempt):
     """The images of one shard, and where their vectors are: features, or a file of truth_features."""
 
-    root: Root
     dataset: str
-    method: str
-    shard: str
-    revision: int
     images: tuple[str, ...]
     source: FeatureShard | str
     layer: str
-    trial: Trial = field(default_factory=Trial)
 
     def scan(self, image_ids: list[str]) -> Iterator[pa.Table]:
         """Rows with pooled vectors, row group by row group."""
@@ -61,23 +55,15 @@ def makers_of(assignment: Assignment, surveys: Sequence[Survey]) -> list[ShardMa
     root = invocation.root
     sources = _sources(root, record)
 
-    def make(found: Survey, shard: Shard, revision: int, trial: Trial) -> EmbedShard:
-        dataset = found.dataset
-        source = sources[dataset.name][shard.key]
-        return EmbedShard(
-            root=root,
-            dataset=dataset.name,
-            method=dataset.method,
-            shard=shard.key,
-            revision=revision,
-            images=shard.image_ids,
-            source=source,
-            layer=layer,
-            trial=trial,
-        )
+    def make(dataset: str, shard: Shard, attempt: ShardAttempt) -> EmbedShard:
+        source = sources[dataset][shard.key]
+        return EmbedShard(**vars(attempt), dataset=dataset, images=shard.image_ids, source=source, layer=layer)
 
     crews = {"embed": lambda: _crew(invocation, record, assignment.session)}
-    return [ShardMaker(found, lambda found: works_on(found, "embed", partial(make, found)), crews) for found in surveys]
+    return [
+        ShardMaker(found, partial(works_on, root, "embed", partial(make, found.dataset.name)), crews)
+        for found in surveys
+    ]
 
 
 def embed_shard(work: EmbedShard, head: StoredHead, device: str) -> Commit | None:
@@ -87,7 +73,7 @@ def embed_shard(work: EmbedShard, head: StoredHead, device: str) -> Commit | Non
     metadata = {"method": work.method, "layer": work.layer, "dtype": "float16", "producer": PRODUCER}
     layout = schema(work.dataset, embedder.size, metadata)
     images = [i for i in work.images if i not in work.trial.excluded and work.trial.alone in (None, i)]
-    with ShardWriter(work.root, work.dataset, work.method, work.shard, layout, revision=work.revision) as writer:
+    with work.writer(work.dataset, layout) as writer:
         found = itertools.groupby(work.scan(images), key=lambda table: table["image_id"][0].as_py())
         waiting = iter(images)
         for image_id, tables in found:

@@ -10,7 +10,6 @@ from jobs.record.stage import Assignment, Context, Stage
 if TYPE_CHECKING:
     from jobs.shards.make import ShardMaker
     from jobs.shards.survey import ShardedDataset, Survey
-    from storage.runs import DatasetRecord
 
 
 def _head(context: Context) -> Iterator[ShardedDataset]:
@@ -43,10 +42,13 @@ def _check_body(assignment: Assignment) -> None:
     check_body(assignment.context)
 
 
-def _make_head(assignment: Assignment) -> dict[str, DatasetRecord]:
-    from jobs.head.driver import finetune
+def _make(assignment: Assignment, planned: ShardedDataset) -> None:
+    from jobs.head.driver import make_head, make_windows
 
-    return finetune(assignment)
+    if planned.name == "training_windows":
+        make_windows(assignment, planned)
+    else:
+        make_head(assignment, planned.method)
 
 
 FINETUNE = Stage(
@@ -60,7 +62,7 @@ FINETUNE = Stage(
     reads_images=lambda config: True,
     check=_check_body,
     foresee=_foresee,
-    make=_make_head,
+    make=_make,
 )
 
 

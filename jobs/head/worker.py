@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed
 from numpy.typing import NDArray
 from torch import nn
 
@@ -27,7 +26,7 @@ from jobs.config.head import FinetuneConfig, HeadConfig
 from jobs.dataset.objects import is_held_out
 from jobs.execution.checkpoints import newest_checkpoint
 from jobs.execution.training import tell_driver
-from jobs.record.publish import publish_shard
+from jobs.record.publish import publish
 from jobs.record.versions import PRODUCER
 from pipeline.bodies.classifier import Classifier, over_array
 from pipeline.network.head import Head, new_head, pretrained_head
@@ -133,7 +132,7 @@ def publish_head(
     counts = {phase: len(trained.curve) for phase, trained in sorted((outcomes or {}).items())}
     table = table.sort_by([("phase", "ascending"), ("iteration", "ascending")])
     root, method = work.root, work.method
-    publish_shard(root, "training_curve", method, method, table, counts, seconds={}, producer=PRODUCER)
+    publish(root, "training_curve", method, table, counts, seconds={})
     tensors = {name: values.float().cpu().numpy() for name, values in head.state_dict().items()}
     write_tensors(root, "head", method, method, tensors, work.metadata, seconds=seconds, producer=PRODUCER)
 
@@ -327,7 +326,9 @@ class _Story:
             "current": saved.progress,
         }
         tensors = {name: values.numpy() for name, values in saved.tensors.items()}
-        save_checkpoint(self._work.root, self._work.method, number, saved.iteration, tensors, progress, PRODUCER)
+        save_checkpoint(
+            self._work.root, self._work.method, number, saved.iteration, tensors, progress, producer=PRODUCER
+        )
 
     @property
     def saves_every(self) -> float:

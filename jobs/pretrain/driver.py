@@ -7,7 +7,6 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -41,6 +40,7 @@ from pipeline.bodies.weights import save_network
 from pipeline.network.spp_network import pooling_levels
 from storage.identity import canonical_json, digest
 from storage.manifest import recorded_manifest
+from storage.quality import NetworkQuality, Quality, ViewQuality
 from storage.root import Root
 from storage.runs import RunRecord, dataset_record, hold
 from storage.scan import file_metadata
@@ -88,7 +88,7 @@ def pretrain(invocation: Invocation) -> RunRecord:
                 raise RunFailed(f"pretrain: {name} of method {method} was not written; run the same command again")
             record.datasets[name] = entry
         same = earlier is not None and earlier.manifest == record.datasets["network"].manifest
-        known = earlier.quality if same and earlier is not None else {}
+        known = earlier.quality if same and earlier is not None else Quality()
         record.datasets["network"].quality = _tested(invocation, record, data, known, session)
         record.holds = []
     return record
@@ -228,16 +228,17 @@ def _train(invocation: Invocation, spec: BodySpec, data: _Data, method: str, res
 
 
 def _tested(
-    invocation: Invocation, record: RunRecord, data: _Data, known: dict[str, Any], session: RaySession
-) -> dict[str, Any]:
+    invocation: Invocation, record: RunRecord, data: _Data, known: Quality, session: RaySession
+) -> NetworkQuality:
     """What the network says of the tested images, view by view; views that are ``known`` are not looked at again."""
     config, root = invocation.config, invocation.root
     images = data.tested.table.select(["image_id", "digest"]).to_pydict()
     identity = digest(canonical_json([images, data.tested.labels.tolist(), config.features.mapping]))
     views = config.pretrain.tested_views
-    same = known.get("identity") == identity
-    measured, unread = (dict(known["views"]), dict(known.get("failed", {}))) if same else ({}, {})
-    missing = tuple(view for view in views if view not in measured)
+    made = NetworkQuality(identity=identity, tested_on=data.tested_on, views={})
+    if isinstance(known, NetworkQuality) and known.identity == identity:
+        made.views, made.failed = dict(known.views), dict(known.failed)
+    missing = tuple(view for view in views if view not in made.views)
     if missing and len(data.tested):
         resources = session.ready()
         on_gpu = resources.use_gpus(config.execution)
@@ -259,25 +260,26 @@ def _tested(
         parts = np.array_split(np.arange(len(data.tested)), min(config.execution.train_workers, len(data.tested)))
         found = results("pretrain", [task.remote(work, data.tested.part(rows)) for rows in parts])
         failed = [row for _, ledger in found for row in ledger]
-        unread |= {row.image_id: f"{row.stage}: {row.type}: {row.message}" for row in failed}
+        made.failed |= {row.image_id: f"{row.stage}: {row.type}: {row.message}" for row in failed}
         count = len(data.tested) - len(failed)
         for view in missing if count else ():
             first, five = (sum(counts[view][place] for counts, _ in found) for place in (0, 1))
-            measured[view] = {"top1": first / count, "top5": five / count, "images": count}
-    return {"identity": identity, "tested_on": data.tested_on, "views": measured, "failed": unread}
+            made.views[view] = ViewQuality(top1=first / count, top5=five / count, images=count)
+    return made
 
 
-def print_pretraining(record: RunRecord) -> dict[str, Any]:
-    """Print what a run's network was tested on; returns the same as JSON values."""
+def print_pretraining(record: RunRecord) -> NetworkQuality:
+    """Print what a run's network was tested on, and return it."""
     quality = dataset_record(record, "network").quality
-    if not quality["views"]:
+    assert isinstance(quality, NetworkQuality)
+    if not quality.views:
         print("no image was left to test on; give test splits, or pretrain.held_out")
         return quality
     rows = [
-        (view, f"{values['images']:,}", f"{100 * values['top1']:.2f}", f"{100 * values['top5']:.2f}")
-        for view, values in quality["views"].items()
+        (view, f"{values.images:,}", f"{100 * values.top1:.2f}", f"{100 * values.top5:.2f}")
+        for view, values in quality.views.items()
     ]
-    print(f"tested on {quality['tested_on']}:")
+    print(f"tested on {quality.tested_on}:")
     print_table(("view", "images", "top-1 %", "top-5 %"), rows, 1)
     return quality
 

@@ -18,7 +18,7 @@ from jobs.config.pretrain import PretrainConfig
 from jobs.dataset.image_file import ImageFile, block_of, read_image
 from jobs.execution.checkpoints import StoredCheckpoints
 from jobs.execution.training import tell_driver
-from jobs.record.publish import publish_shard
+from jobs.record.publish import publish
 from jobs.record.versions import PRODUCER
 from pipeline.bodies import body_spec
 from pipeline.bodies.classifier import over_array
@@ -197,9 +197,7 @@ def _publish(
     table = pa.Table.from_pylist(rows, schema=schema("pretraining_curve", metadata={"method": work.method}))
     root, method = work.root, work.method
     counts = {PHASE: len(rows)}
-    publish_shard(
-        root, "pretraining_curve", method, method, table, counts, ledger=ledger, seconds={}, producer=PRODUCER
-    )
+    publish(root, "pretraining_curve", method, table, counts, ledger=ledger, seconds={})
     tensors = {name: values.float().numpy() for name, values in network.exported().items()}
     write_tensors(root, "network", method, method, tensors, work.metadata, seconds=seconds, producer=PRODUCER)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from jobs.dataset.stored import image_files
 from jobs.proposals.box_file import given_boxes
 from jobs.proposals.task import ProposeShard, propose_shard
 from jobs.record.stage import Assignment
 from jobs.record.versions import PRODUCER
-from jobs.shards.attempt import Trial
+from jobs.shards.attempt import ShardAttempt
 from jobs.shards.crews import TaskCrew
 from jobs.shards.make import ShardMaker, works_on
 from jobs.shards.survey import Survey
@@ -20,7 +21,7 @@ _log = logging.getLogger("spp")
 
 def maker_of(assignment: Assignment, found: Survey) -> ShardMaker:
     """How the missing shards of ``proposals`` are made: by tasks, one core each."""
-    config, root, dataset = assignment.context.config, assignment.context.root, found.dataset
+    config, root = assignment.context.config, assignment.context.root
     options = config.dataset.storage_options
     files = image_files(assignment.index)
     given = None
@@ -31,21 +32,17 @@ def maker_of(assignment: Assignment, found: Survey) -> ShardMaker:
             told = len(without), len(files), config.proposals.file, without[0]
             _log.warning("note: propose: %d of %d images have no boxes in %s, such as %s", *told)
 
-    def make(shard: Shard, revision: int, trial: Trial) -> ProposeShard:
+    def make(shard: Shard, attempt: ShardAttempt) -> ProposeShard:
         images = tuple(files[image_id] for image_id in shard.image_ids)
         boxes = None if given is None else {i: given[i] for i in shard.image_ids if i in given}
         return ProposeShard(
-            root=root,
-            method=dataset.method,
-            shard=shard.key,
-            revision=revision,
+            **vars(attempt),
             images=images,
             storage_options=options,
             config=config.proposals,
             producer=PRODUCER,
-            trial=trial,
             boxes=boxes,
         )
 
     crews = {"propose": lambda: TaskCrew(propose_shard, assignment.session.cores)}
-    return ShardMaker(found, lambda found: works_on(found, "propose", make), crews)
+    return ShardMaker(found, partial(works_on, root, "propose", make), crews)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from jobs.record.stage import Context
 from pipeline.proposals.recall import best_overlaps, proposal_quality
 from storage.columns import boxes_of
 from storage.manifest import read_manifest
+from storage.quality import ProposalsQuality, SplitQuality
 from storage.root import Root
 from storage.runs import DatasetRecord, RunRecord
 from storage.scan import scan_manifest
@@ -20,14 +20,15 @@ from storage.scan import scan_manifest
 def measure(context: Context, earlier: DatasetRecord | None) -> None:
     """Recall and MABO of the run's proposals, unless ``earlier`` has them of the same and the same objects."""
     proposals, objects = context.record.datasets["proposals"], context.record.datasets["objects"].manifest
-    if earlier and earlier.manifest == proposals.manifest and earlier.quality.get("objects") == objects:
-        proposals.quality = earlier.quality
+    known = earlier.quality if earlier and earlier.manifest == proposals.manifest else None
+    if isinstance(known, ProposalsQuality) and known.objects == objects:
+        proposals.quality = known
     else:
         splits = measure_proposals(context.root, context.record, context.index)
-        proposals.quality = {"objects": objects, "splits": splits}
+        proposals.quality = ProposalsQuality(objects=objects, splits=splits)
 
 
-def measure_proposals(root: Root, record: RunRecord, index: Index) -> dict[str, Any]:
+def measure_proposals(root: Root, record: RunRecord, index: Index) -> dict[str, SplitQuality]:
     """Split to objects, recall and MABO; difficult objects are left out. Reads box columns only."""
     entry = record.datasets["proposals"]
     assert entry.manifest is not None
@@ -48,5 +49,5 @@ def measure_proposals(root: Root, record: RunRecord, index: Index) -> dict[str, 
         ids = [row["image_id"] for row in rows if split in row["splits"] and row["image_id"] in truth]
         names = [name for i in ids for name, _ in truth[i]]
         best = np.concatenate([overlaps[i] for i in ids]) if ids else np.zeros(0, np.float32)
-        result[split] = asdict(proposal_quality(names, best))
+        result[split] = SplitQuality.model_validate(asdict(proposal_quality(names, best)))
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,13 +11,11 @@ import pyarrow as pa
 
 from jobs.config.proposals import ProposalsConfig
 from jobs.dataset.image_file import ImageFile, read_image
-from jobs.shards.attempt import Trial
+from jobs.shards.attempt import ShardAttempt
 from jobs.shards.last_revision import Earlier
 from storage.columns import box_column
 from storage.commits import Commit, LedgerRow
-from storage.root import Root
 from storage.schemas import schema
-from storage.writer import ShardWriter
 
 if TYPE_CHECKING:
     from pipeline.boxes import Boxes
@@ -25,18 +23,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProposeShard:
+class ProposeShard(ShardAttempt):
     """All that a task needs to know of its shard."""
 
-    root: Root
-    method: str
-    shard: str
-    revision: int
     images: tuple[ImageFile, ...]
     storage_options: dict[str, Any]
     config: ProposalsConfig
     producer: str
-    trial: Trial = field(default_factory=Trial)
     boxes: Mapping[str, Boxes] | None = None
     """Of method file: image id to its boxes, best first."""
 
@@ -57,7 +50,7 @@ def propose_shard(work: ProposeShard) -> Commit | None:
     ledger: list[LedgerRow] = work.trial.ledger("propose")
     earlier = Earlier(work.root, work.method, work.trial)
     columns = schema("proposals", metadata={"method": work.method, "producer": work.producer})
-    with ShardWriter(work.root, "proposals", work.method, work.shard, columns, revision=work.revision) as writer:
+    with work.writer("proposals", columns) as writer:
         if method is not None and not all(file.image_id in earlier.images for file in work.images):
             with clock.phase("warm up"):
                 method.warm_up()

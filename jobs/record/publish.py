@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from storage.commits import Commit, LedgerRow, winners
+from jobs.record.versions import PRODUCER
+from storage.commits import LedgerRow, winners
 from storage.manifest import Manifest, fold
 from storage.root import Root
 from storage.runs import DatasetRecord
@@ -24,44 +25,21 @@ def done_already(root: Root, stage: str, dataset: str, method: str) -> DatasetRe
 
 def publish(
     root: Root,
-    stage: str,
     dataset: str,
     method: str,
     rows: pa.Table,
     counts: Mapping[str, int],
     *,
-    notes: Sequence[LedgerRow] = (),
-    seconds: Mapping[str, float],
-    producer: str,
-) -> DatasetRecord:
-    """Write a dataset of one shard; ``counts`` gives each class, sorted, its number of rows."""
-    commit = publish_shard(
-        root, dataset, method, method, rows, counts, ledger=notes, seconds=seconds, producer=producer
-    )
-    return entry_of(stage, fold(root, dataset, method, [commit.name]))
-
-
-def publish_shard(
-    root: Root,
-    dataset: str,
-    method: str,
-    shard: str,
-    rows: pa.Table,
-    counts: Mapping[str, int],
-    *,
-    revision: int = 0,
     ledger: Sequence[LedgerRow] = (),
-    skipped: Sequence[str] = (),
     seconds: Mapping[str, float],
-    producer: str,
-) -> Commit:
-    """Write and commit one shard of small rows."""
-    with ShardWriter(root, dataset, method, shard, rows.schema, revision=revision) as writer:
+) -> None:
+    """Write and commit a dataset of one shard; ``counts`` gives each class (or image, or phase), sorted, its rows."""
+    with ShardWriter(root, dataset, method, method, rows.schema) as writer:
         writer.write_shard(rows, counts)
-        return writer.commit(ledger=ledger, skipped=skipped, seconds=dict(seconds), producer=producer)
+        writer.commit(ledger=ledger, seconds=dict(seconds), producer=PRODUCER)
 
 
-def entry_of(stage: str, manifest: Manifest, bytes_per_image: int = 0, partial: bool = False) -> DatasetRecord:
+def entry_of(stage: str, manifest: Manifest) -> DatasetRecord:
     """What a run's record says of a complete dataset."""
     return DatasetRecord(
         stage=stage,
@@ -69,11 +47,9 @@ def entry_of(stage: str, manifest: Manifest, bytes_per_image: int = 0, partial: 
         manifest=manifest.digest,
         manifest_sha256=manifest.sha256,
         shards=len(manifest.table),
-        bytes_per_image=bytes_per_image,
         rows=manifest.rows,
         bytes=manifest.bytes,
         images=manifest.images,
         failed=manifest.failed,
-        partial=partial,
         seconds=manifest.seconds,
     )

@@ -17,6 +17,7 @@ from jobs.record.invocation import Invocation
 from jobs.record.versions import versions
 from storage.damage import DamagedFileError
 from storage.manifest import read_manifest
+from storage.quality import NetworkQuality
 from storage.root import Root, StorageError, store_errors
 from storage.runs import RunRecord, check_run_name, read_run, record_key, run_names, write_run
 from storage.secrets import redacted, redacted_value
@@ -110,8 +111,8 @@ def failed_images(root: Root, record: RunRecord) -> dict[str, str]:
             for row in read_manifest(root, name, entry.method, entry.manifest).ledger:
                 if row.level == "failed":
                     reasons.setdefault(row.image_id, f"{row.stage}: {row.type}: {row.message}")
-        for image_id, reason in entry.quality.get("failed", {}).items():  # a network in test has no ledger of its own
-            reasons.setdefault(image_id, reason)
+        if isinstance(entry.quality, NetworkQuality):  # a network in test has no ledger of its own
+            reasons = {**entry.quality.failed, **reasons}
     return dict(sorted(reasons.items()))
 
 

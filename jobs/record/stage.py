@@ -80,7 +80,7 @@ def _all_images(context: Context) -> list[str]:
 class Stage:
     """One step of a run. The functions may raise StorageError, naming the dataset, for what is not there yet.
 
-    Either ``makers`` says how the shards of its datasets are made, or ``make`` makes them.
+    Either ``makers`` says how the shards of its datasets are made, or ``make`` makes one dataset after another.
     """
 
     name: str
@@ -111,6 +111,7 @@ class Stage:
     foresee: Callable[[Context], Iterator[str]] = lambda context: iter(())
     """What the index alone tells of it, before anything is made: notes. UsageError if nothing would come of it."""
     makers: Callable[[Assignment, Sequence[Survey]], list[ShardMaker]] | None = None
-    make: Callable[[Assignment], dict[str, DatasetRecord]] | None = None
+    make: Callable[[Assignment, ShardedDataset], None] | None = None
+    """Commits one of its ``planned`` datasets that is not there yet, or not all of it."""
     measure: Callable[[Assignment, DatasetRecord | None], None] | None = None
     """Writes into the record what is to be said of its result; given what an earlier command of the run said."""

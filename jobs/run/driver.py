@@ -9,7 +9,7 @@ from jobs.config.run_config import RunConfig
 from jobs.dataset.driver import make_index
 from jobs.dataset.index import Index
 from jobs.dataset.stored import recorded_index
-from jobs.errors import UsageError
+from jobs.errors import RunFailed, UsageError
 from jobs.execution.session import RaySession, local_places
 from jobs.record.invocation import Invocation
 from jobs.record.recording import recorded_run
@@ -41,7 +41,7 @@ def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> R
         for note in foreseen(stages, assignment.context):
             _log.warning("note: %s", note)
         for group in _groups(asked, assignment):
-            _do(assignment, group, asked)
+            do_stages(assignment, group, asked)
         record.holds = [] if asked[-1] is STAGES[-1] else unsettled(record)
     return record
 
@@ -125,23 +125,15 @@ def _needed(config: RunConfig, first: Stage) -> list[Stage]:
     return needed[::-1]
 
 
-def _do(assignment: Assignment, group: Sequence[Stage], asked: Sequence[Stage]) -> None:
+def do_stages(assignment: Assignment, group: Sequence[Stage], asked: Sequence[Stage]) -> None:
     """Have made what is missing of the datasets of some stages, in one loop; write into the record what is there."""
     record, root = assignment.record, assignment.context.root
     before = dict(record.datasets)
     for stage in group:
         if stage in asked:
             stage.check(assignment)
-    planned: list[ShardedDataset] = []
-    if group[0].makers is None:
-        (stage,) = group
-        planned = _made_already(assignment, stage)
-        if not planned:
-            assert stage.make is not None
-            record.datasets.update(stage.make(assignment))
-            planned = list(stage.planned(assignment.context))
-    else:
-        planned = _make_shards(assignment, group, asked)
+    sharded = group[0].makers is not None
+    planned = _make_shards(assignment, group, asked) if sharded else _make_small(assignment, group[0])
     for stage in group:
         if stage not in asked:
             continue
@@ -153,24 +145,26 @@ def _do(assignment: Assignment, group: Sequence[Stage], asked: Sequence[Stage]) 
         write_run(root, record)
 
 
-def _made_already(assignment: Assignment, stage: Stage) -> list[ShardedDataset]:
-    """The datasets of a stage, and their entries in the record, if nothing of them is missing; else none.
+def _make_small(assignment: Assignment, stage: Stage) -> list[ShardedDataset]:
+    """Have a stage make those of its datasets that are missing, one after the other; their entries join the record.
 
     What is asked for is held from now on, so that no collection takes it away.
     """
     context, record = assignment.context, assignment.record
-    found = {}
+    assert stage.make is not None
     planned = []
     for dataset in stage.planned(context):
         hold(context.root, record, [f"{name}/{dataset.method}" for name in dataset.names])
         there = survey_after(context.root, dataset, {}, assignment.retry)
         _tell(there)
         if not there.complete:
-            return []
-        found.update(settled(context.root, dataset))
-        planned.append(dataset)
+            stage.make(assignment, dataset)
+        made = settled(context.root, dataset)
+        if not made:
+            raise RunFailed(f"{stage.name}: {dataset.name} {dataset.method} is gone again; run the same command again")
+        record.datasets.update(made)
         context.sharded[dataset.name] = dataset
-        record.datasets.update(found)
+        planned.append(dataset)
     return planned
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from jobs.errors import UsageError
 from jobs.run.status import manifests
 from storage.manifest import LEDGER_KEYS
+from storage.quality import NetworkQuality
 from storage.root import Root
 from storage.runs import RunRecord
 
@@ -28,8 +29,8 @@ def ledger_rows(root: Root, record: RunRecord, dataset: str | None = None) -> It
     for manifest in manifests(root, record, names if dataset is None else [dataset]):
         for rows in manifest.ledgers():
             yield from ({"dataset": manifest.dataset, **{key: row[key] for key in LEDGER_KEYS}} for row in rows)
-        # a network in test has no ledger of its own
-        for image_id, reason in record.datasets[manifest.dataset].quality.get("failed", {}).items():
+        quality = record.datasets[manifest.dataset].quality  # a network in test has no ledger of its own
+        for image_id, reason in quality.failed.items() if isinstance(quality, NetworkQuality) else ():
             stage, kind, message = reason.split(": ", 2)
             told = {"stage": stage, "image_id": image_id, "level": "failed", "type": kind, "message": message}
             yield {"dataset": manifest.dataset, **told}

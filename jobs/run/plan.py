@@ -6,15 +6,18 @@ spp plan --config configs/raccoon_kangaroo.yaml --root /data/spp
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+from jobs.console.grid import Grid, Rows, Tables
+from jobs.console.tables import in_bytes, in_seconds, in_time
 from jobs.dataset.index import committed_index, index_method, index_of, read_index, tile_shards
 from jobs.record.invocation import Invocation
 from jobs.record.stage import Context, Stage
 from jobs.run.forecast import Forecast, forecast
-from jobs.run.stages import STAGES, foreseen
+from jobs.run.stages import STAGES, foreseen, stages_until
 from jobs.shards.survey import ShardedDataset, Survey, survey_after
 from storage.commits import Commit, CommitName, read_commits, winners
 from storage.manifest import manifest_digest
@@ -44,8 +47,8 @@ class PlannedDataset:
     shards: int
     shards_done: int
     images_to_do: int
-    bytes: int | None
-    seconds: float | None
+    bytes: int | None = None
+    seconds: float | None = None
     phases: dict[str, float] | None = None
 
 
@@ -68,8 +71,6 @@ def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
                 shards=len(keys),
                 shards_done=len(keys) - len(left),
                 images_to_do=images,
-                bytes=None,
-                seconds=None,
             )
         )
     context = Context(config, root, index_of(rows), RunRecord(name=invocation.name))
@@ -120,8 +121,6 @@ def _of_stage(stage: Stage, context: Context, surveys: dict[str, Survey]) -> lis
                 shards=1,
                 shards_done=0,
                 images_to_do=images,
-                bytes=None,
-                seconds=None,
             )
             for name in stage.datasets
             if name not in there
@@ -129,15 +128,51 @@ def _of_stage(stage: Stage, context: Context, surveys: dict[str, Survey]) -> lis
     return planned
 
 
-def forecast_of(planned: Sequence[PlannedDataset], gpus: int, cores: int) -> Forecast:
-    """How long the map stages' part of the plan takes on so many GPUs and cores, and what limits it."""
+def report(invocation: Invocation, until: str | None, gpus: int, cpus: int | None) -> Tables:
+    """The plan of a run up to the stage ``until``, and how long the map stages' part of it takes.
+
+    ``cpus``: cores; None: 8 per GPU, or this machine's. UsageError if there is no such stage.
+    """
+    planned = plan(invocation, stages_until(invocation.config, until))
     measurable = [entry for entry in planned if entry.stage in ("propose", "extract")]
-    return forecast(((e.dataset, e.images_to_do, e.bytes, e.phases) for e in measurable), gpus, cores)
+    left = ((e.dataset, e.images_to_do, e.bytes, e.phases) for e in measurable)
+    expected = forecast(left, gpus, cpus or (8 * gpus or os.cpu_count() or 1))
+    titles = ("shards done", "images to do", "bytes", "worker seconds")
+    rows: Rows = {
+        (entry.stage, entry.dataset, entry.method): {
+            "shards done": f"{entry.shards_done} of {entry.shards}",
+            "images to do": f"{entry.images_to_do}",
+            "bytes": "?" if entry.bytes is None and entry.images_to_do else in_bytes(entry.bytes or 0),
+            "worker seconds": "?" if entry.seconds is None and entry.images_to_do else in_seconds(entry.seconds or 0),
+        }
+        for entry in planned
+    }
+    return Tables(
+        grids=[Grid(corner=("stage", "dataset", "method"), columns={title: title for title in titles}, rows=rows)],
+        notes=list(_in_words(expected)),
+        values={
+            "run": invocation.name,
+            "root": invocation.root.url,
+            "datasets": [asdict(entry) for entry in planned],
+            "forecast": asdict(expected),
+        },
+    )
 
 
-def as_json(planned: Iterable[PlannedDataset]) -> list[dict[str, object]]:
-    """The plan as JSON values."""
-    return [asdict(entry) for entry in planned]
+def _in_words(expected: Forecast) -> Iterator[str]:
+    """What is left of the map stages, in a line or two."""
+    where = f"{expected.gpus} GPUs and {expected.cores} cores" if expected.gpus else f"{expected.cores} cores"
+    if expected.seconds is not None:
+        shares = ", ".join(f"{phase} {100 * share:.0f}%" for phase, share in expected.shares.items())
+        yield (
+            f"with {where}: {in_bytes(expected.bytes)}, {in_time(expected.seconds)} at the pace of the shards so far; "
+            f"the {expected.limit} are the bottleneck ({shares})"
+        )
+    if expected.unmeasured:
+        yield (
+            f"no time is known yet for {', '.join(expected.unmeasured)}: it is learnt from the first committed shards "
+            f"(give the command, interrupt it after a minute, plan again)"
+        )
 
 
 def _cost(root: Root, dataset: ShardedDataset, images: int) -> tuple[int | None, dict[str, float] | None]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from jobs.bbox.stage import TRAIN_BBOX
 from jobs.dataset.stage import INDEX
 from jobs.detect.stage import DETECT
+from jobs.errors import UsageError
 from jobs.evaluate.stage import EVALUATE
 from jobs.features.stage import EXTRACT
 from jobs.head.stage import EMBED, FINETUNE
@@ -53,6 +54,13 @@ def foreseen(names: Sequence[str], context: Context) -> Iterator[str]:
     for stage in STAGES:
         if stage.name in names:
             yield from (f"{stage.name}: {note}" for note in stage.foresee(context))
+
+
+def stages_until(config: RunConfig, last: str | None) -> tuple[str, ...]:
+    """The stages of a run up to --until ``last``, or to its end. UsageError if there is no such stage."""
+    if last is not None and last not in stage_names():
+        raise UsageError(f"--until {last!r}: the stages are {', '.join(stage_names())}")
+    return run_stages(config, last)
 
 
 def verb_that_makes(dataset: str) -> str | None:

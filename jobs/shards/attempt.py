@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+import pyarrow as pa
+
 from storage.commits import CommitName, LedgerRow
+from storage.root import Root
+from storage.writer import ShardWriter
 
 
 class _Named(Protocol):
@@ -42,3 +46,18 @@ class Trial:
             LedgerRow(image_id=image_id, stage=stage, type="WorkerDied", message=message)
             for image_id, message in self.excluded.items()
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardAttempt:
+    """What every worker is told of its shard: where it goes, the revision to write, and what is different this time."""
+
+    root: Root
+    method: str
+    shard: str
+    revision: int
+    trial: Trial = field(default_factory=Trial)
+
+    def writer(self, dataset: str, layout: pa.Schema) -> ShardWriter:
+        """The file of the shard in ``dataset``."""
+        return ShardWriter(self.root, dataset, self.method, self.shard, layout, revision=self.revision)

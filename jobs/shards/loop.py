@@ -23,7 +23,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 import ray.exceptions
@@ -83,24 +83,20 @@ class _Suspects:
     guilty: dict[str, str] = field(default_factory=dict)
 
 
-class Listener(Protocol):
-    """Who wants to know: progress, metrics."""
+class Listener:
+    """Who wants to know: progress, metrics. What one has no use for it leaves as it is here."""
 
     def committed(self, work: Work, commit: Commit) -> None:
         """A shard is there."""
-        ...
 
     def failed(self, work: Work, reason: str) -> None:
         """An attempt failed, and will be repeated."""
-        ...
 
     def tick(self, queued: Mapping[str, int]) -> None:
         """Called about once a second; ``queued``: stage to shards that nobody has in hand yet."""
-        ...
 
     def stalled(self, text: str) -> None:
         """Nothing has ended for long; ``text`` says who has what in hand, and what is missing."""
-        ...
 
 
 class ShardLoop:

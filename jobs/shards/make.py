@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.errors import RunFailed
 from jobs.record.invocation import Invocation
-from jobs.shards.attempt import Trial
+from jobs.shards.attempt import ShardAttempt, Trial
 from jobs.shards.crews import ActorCrew, Crew
 from jobs.shards.loop import ShardLoop, Work
 from jobs.shards.progress import ProgressReport
@@ -59,12 +59,13 @@ def make_shards(
         ShardLoop(crews, execution, listeners, done).run(works)
 
 
-def works_on(found: Survey, crew: str, make: Callable[[Shard, int, Trial], Any]) -> Iterator[Work]:
+def works_on(root: Root, crew: str, make: Callable[[Shard, ShardAttempt], Any], found: Survey) -> Iterator[Work]:
     """Work on each missing shard of a dataset that reads no other shard by shard.
 
-    ``make``: from a shard, the revision to write and what is different about the attempt to what ``crew`` is given.
+    ``make``: from a shard, and what every worker is told of it, to what ``crew`` is given.
     """
     name = found.dataset.name
+    attempt = partial(ShardAttempt, root=root, method=found.dataset.method)
     for shard, revision in found.todo:
         trial = Trial(earlier={name: found.earlier[shard.key]} if shard.key in found.earlier else {})
         yield Work(
@@ -72,7 +73,7 @@ def works_on(found: Survey, crew: str, make: Callable[[Shard, int, Trial], Any])
             dataset=name,
             shard=shard.key,
             image_ids=shard.image_ids,
-            make=partial(_attempt, make, shard, revision),
+            make=partial(_given, make, shard, partial(attempt, shard=shard.key, revision=revision)),
             trial=trial,
         )
 
@@ -82,21 +83,25 @@ def make_dataset(
     dataset: ShardedDataset,
     crew: str,
     start: Callable[[], Crew],
-    make: Callable[[Shard, int, Trial], Any],
+    make: Callable[[Shard, ShardAttempt], Any],
     *,
     retry: bool = False,
 ) -> DatasetRecord:
     """Make what is missing of one dataset; ``retry``: shards in which an image failed as well."""
     root: Root = invocation.root
     found = survey(root, dataset, retry=retry)
-    make_shards(invocation, [ShardMaker(found, lambda found: works_on(found, crew, make), {crew: start})])
+    make_shards(invocation, [ShardMaker(found, partial(works_on, root, crew, make), {crew: start})])
     made = settled(root, dataset)
     if dataset.name not in made:
         raise RunFailed(f"{dataset.stage}: shards of {dataset.name} are gone again; run the same command again")
     return made[dataset.name]
 
 
-def _attempt(
-    make: Callable[[Shard, int, Trial], Any], shard: Shard, revision: int, _: CommitName | None, trial: Trial
+def _given(
+    make: Callable[[Shard, ShardAttempt], Any],
+    shard: Shard,
+    attempt: Callable[..., ShardAttempt],
+    _: CommitName | None,
+    trial: Trial,
 ) -> Any:
-    return make(shard, revision, trial)
+    return make(shard, attempt(trial=trial))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from jobs.shards.loop import Work
+from jobs.shards.loop import Listener, Work
 from storage.commits import Commit
 
 _log = logging.getLogger("spp")
@@ -19,7 +19,7 @@ COMPUTE_PHASES = ("conv", "pool", "transfer")
 """Phases in which an extraction actor's device is busy."""
 
 
-class ProgressReport:
+class ProgressReport(Listener):
     """A listener of the shard loop: images done, images/s, device busy %, bytes written, errors, time left.
 
     ``totals`` and ``done`` are images by dataset: all of them, and those that were there before.

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge
 
-from jobs.shards.loop import Work
+from jobs.shards.loop import Listener, Work
 from storage.commits import Commit
 
 
-class RunMetrics:
+class RunMetrics(Listener):
     """A listener of the shard loop."""
 
     def __init__(self, run: str) -> None:
@@ -53,9 +53,6 @@ class RunMetrics:
     def failed(self, work: Work, reason: str) -> None:
         """Count an attempt."""
         self._attempts.inc(1, {"stage": work.stage})
-
-    def stalled(self, text: str) -> None:
-        """The queues say it."""
 
     def tick(self, queued: Mapping[str, int]) -> None:
         """Set what changes without any end."""

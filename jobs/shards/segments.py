@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
 
-from jobs.shards.loop import Work
+from jobs.shards.loop import Listener, Work
 from storage.commits import Commit
 from storage.manifest import rows_of
 from storage.root import Root, store_errors
@@ -15,7 +14,7 @@ from storage.segments import SIZE, write_segment
 _log = logging.getLogger("spp")
 
 
-class Bookkeeper:
+class Bookkeeper(Listener):
     """A listener of the shard loop. What is left at its end, less than a segment, is read from the commits."""
 
     def __init__(self, root: Root) -> None:
@@ -33,12 +32,3 @@ class Bookkeeper:
         except store_errors() as error:  # a cache: the commits themselves are there
             _log.warning("note: a segment of %s was not written: %s", commit.dataset, error)
         seen.clear()
-
-    def failed(self, work: Work, reason: str) -> None:
-        """Nothing to write down."""
-
-    def stalled(self, text: str) -> None:
-        """Nothing to write down."""
-
-    def tick(self, queued: Mapping[str, int]) -> None:
-        """Nothing to write down."""

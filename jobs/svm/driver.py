@@ -13,18 +13,15 @@ import ray
 from numpy.typing import NDArray
 
 from jobs.config.svm import SvmConfig
-from jobs.dataset.index import Index
 from jobs.errors import RunFailed, UsageError
-from jobs.execution.session import RaySession, Resources
+from jobs.execution.session import Resources
 from jobs.execution.tasks import as_task, results
 from jobs.features.stored import truth_dataset
 from jobs.features.training_data import TrainingData, positive_rows
-from jobs.record.invocation import Invocation
 from jobs.record.lineage import stored_features
-from jobs.record.publish import done_already, publish
-from jobs.record.versions import PRODUCER
+from jobs.record.publish import publish
+from jobs.record.stage import Assignment
 from jobs.svm import tasks
-from jobs.svm.method import svm_method
 from jobs.svm.negatives import Negatives
 from jobs.svm.tasks import Audit, ClassFit
 from pipeline.detection.mining import NegativeRules
@@ -35,7 +32,7 @@ from storage.columns import vectors_of
 from storage.commits import LedgerRow
 from storage.manifest import recorded_manifest
 from storage.root import Root
-from storage.runs import DatasetRecord, RunRecord
+from storage.runs import RunRecord
 from storage.scan import scan_manifest
 from storage.schemas import VECTOR_COLUMN, schema
 
@@ -45,19 +42,16 @@ MOST_PASSES = 50
 """Of ``until_stable``: two fits that differ in their last digits could take turns for ever."""
 
 
-def train_svms(invocation: Invocation, record: RunRecord, index: Index, session: RaySession) -> DatasetRecord:
-    """Train the SVMs of a run, unless they are there."""
-    config, root = invocation.config.svm, invocation.root
-    method = svm_method(config, record, index.images_in(invocation.config.dataset.train_splits))
-    found = done_already(root, "train-svm", "svms", method)
-    if found is not None:
-        return found
+def train_svms(assignment: Assignment, method: str) -> None:
+    """Train the SVMs of a run, and commit them under ``method``."""
+    context, record = assignment.context, assignment.record
+    config, root = context.config.svm, context.root
     clock = PhaseClock()
-    data = TrainingData.of(root, record, index, invocation.config.dataset.train_splits, config.layer)
+    data = TrainingData.of(context, config.layer)
     with clock.phase("read"):
         positives = _positives(root, record, truth_dataset(config.layer), data.class_names, config.difficult_positive)
-    cells_tell = invocation.config.features.source == "windows"
-    training = _Training(config, data, positives, session.ready(), clock, cells_tell)
+    cells_tell = context.config.features.source == "windows"
+    training = _Training(config, data, positives, assignment.session.ready(), clock, cells_tell)
     training.start()
     training.mine()
     audited = training.audit()
@@ -67,9 +61,7 @@ def train_svms(invocation: Invocation, record: RunRecord, index: Index, session:
     )
     table = pa.Table.from_pylist(rows, schema=layout)
     counts = {row["class_name"]: 1 for row in rows}
-    return publish(
-        root, "train-svm", "svms", method, table, counts, notes=notes, seconds=clock.seconds, producer=PRODUCER
-    )
+    publish(root, "svms", method, table, counts, ledger=notes, seconds=clock.seconds)
 
 
 def _positives(

@@ -75,7 +75,13 @@ class Negatives:
         return self._take(
             [
                 task.remote(
-                    shard, scores, self._rules, trained, self._cache.known(shard.images), join_above, max_per_image
+                    shard,
+                    scores,
+                    self._rules,
+                    trained,
+                    self._cache.known(shard.images),
+                    threshold=join_above,
+                    most=max_per_image,
                 )
                 for shard in shards
             ]

@@ -9,7 +9,6 @@ from jobs.record.stage import Assignment, Context, Stage
 
 if TYPE_CHECKING:
     from jobs.shards.survey import ShardedDataset
-    from storage.runs import DatasetRecord
 
 
 def _planned(context: Context) -> Iterator[ShardedDataset]:
@@ -20,10 +19,10 @@ def _planned(context: Context) -> Iterator[ShardedDataset]:
     yield one_shard("train-svm", "svms", svm_method(context.config.svm, context.record, images), images)
 
 
-def _make(assignment: Assignment) -> dict[str, DatasetRecord]:
+def _make(assignment: Assignment, planned: ShardedDataset) -> None:
     from jobs.svm.driver import train_svms
 
-    return {"svms": train_svms(assignment.invocation, assignment.record, assignment.index, assignment.session)}
+    train_svms(assignment, planned.method)
 
 
 def _foresee(context: Context) -> Iterator[str]:

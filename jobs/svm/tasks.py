@@ -123,6 +123,7 @@ def mine(
     rules: NegativeRules,
     trained: NDArray[np.bool_],
     known: Known,
+    *,
     threshold: float,
     most: int | None,
 ) -> tuple[Mined, NDArray[np.float16]]:

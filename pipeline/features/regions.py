@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class RegionExtractor:
 
     body: Body
     scales: Sequence[int]
+    _: KW_ONLY
     scale_rule: ScaleRule = "area"
     mapping: Mapping = "released"
     levels: Sequence[int] = pyramid.LEVELS

@@ -67,7 +67,7 @@ class Recipe:
         return SMALL_SIDE if self.sizes == "multi" and epoch % 2 else SIDE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochPoint:
     """After ``epoch`` epochs: the size of the last one's images (None: random), its rate and its mean training loss,
     and of held-out images the loss and the shares whose class is the first named, and one of the first five."""
@@ -155,7 +155,8 @@ def train(
                 run.unread |= unread
                 measured = None
                 if held_out is not None and measured_on is not None:
-                    measured = measure(network, held_out, measured_on, run.device, rank, workers, threads)
+                    among = {"rank": rank, "workers": workers, "threads": threads}
+                    measured = measure(network, held_out, measured_on, run.device, **among)
                     run.held_out_unread |= _unread(measured_on, len(held_out), run.device)
                 watch(run.point(measured))
             if checkpoints is not None and checkpoints.due() and not run.finished():
@@ -171,6 +172,7 @@ def measure(
     images: LabelledImages,
     decoded: Decoded,
     device: torch.device,
+    *,
     rank: int = 0,
     workers: int = 1,
     threads: int = 1,
@@ -274,7 +276,10 @@ class _Run:
         rate, loss = self._descent.rate, self._descent.mean_loss(measured[0] if measured is not None else None)
         epoch = self.iteration // self._per_epoch
         side = None if self._recipe.sizes == "random" else self._recipe.side(epoch - 1, self.iteration - 1)
-        found = EpochPoint(epoch, side, rate, loss, *(measured or ()))
+        held_out_loss, top1, top5 = measured or (None, None, None)
+        found = EpochPoint(
+            epoch=epoch, size=side, rate=rate, loss=loss, held_out_loss=held_out_loss, top1=top1, top5=top5
+        )
         self.curve.append(found)
         self._descent.look_at(loss if found.top1 is None else 1 - found.top1)
         return found

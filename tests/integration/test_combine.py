@@ -111,12 +111,12 @@ def test_it_is_measured_as_the_runs_are(pair, root, both):
     compared = compare(root, both)
     for run in PARTS:
         stored = read_run(root, run).datasets["metrics"].quality
-        assert [row["ap_11"][run] for row in compared["classes"]] == [row["ap_11"] for row in stored["classes"]]
-        assert compared["map_area"][run] == stored["map_area"]
+        assert [row["ap_11"][run] for row in compared["classes"]] == [one.ap_11 for one in stored.classes]
+        assert compared["map_area"][run] == stored.map_area
     stored = both.datasets["metrics"].quality
-    assert compared["map_11"]["both"] == stored["map_11"]
-    assert [row["ap_area"]["both"] for row in compared["classes"]] == [row["ap_area"] for row in stored["classes"]]
-    assert 0 < stored["map_11"] < 1
+    assert compared["map_11"]["both"] == stored.map_11
+    assert [row["ap_area"]["both"] for row in compared["classes"]] == [one.ap_area for one in stored.classes]
+    assert 0 < stored.map_11 < 1
 
 
 def test_the_difference_is_from_the_best_run_and_its_interval_is_of_the_difference(root, both):
@@ -253,4 +253,4 @@ def test_an_image_that_failed_in_one_run_fails_in_the_combination(finished, tmp_
     assert images == {f"im-{number:03d}" for number in (9, 11, 12, 13)}
     record = read_run(root, "both")
     assert [line for name in record.datasets for line in check_dataset(root, record, name)] == []
-    assert np.isfinite(record.datasets["metrics"].quality["map_11"])
+    assert np.isfinite(record.datasets["metrics"].quality.map_11)

@@ -138,7 +138,7 @@ def test_other_layers_and_the_softmax_share_what_they_can(tuned, capsys):
     scores = tuned.table("detections", "softmax")["score"].to_numpy()
     assert 0.05 < scores.min() <= scores.max() <= 1
     record = tuned.record("softmax")
-    assert record.datasets["metrics"].quality["map_11"] > 0.5
+    assert record.datasets["metrics"].quality.map_11 > 0.5
     assert "svms" not in record.datasets
 
 
@@ -235,7 +235,7 @@ def test_two_workers_train_one_head(tuned, tmp_path):
     curve, alone = other.table("training_curve"), tuned.table("training_curve")
     assert curve["iteration"].equals(alone["iteration"])
     assert curve["loss"].to_pylist()[-1] == pytest.approx(alone["loss"].to_pylist()[-1], abs=0.25)
-    assert other.record().datasets["metrics"].quality["map_11"] > 0.5
+    assert other.record().datasets["metrics"].quality.map_11 > 0.5
 
 
 def test_warped_windows_go_through_all_stages(make_project):
@@ -283,7 +283,7 @@ def test_the_table_runs_what_is_missing_and_shows_it_in_three_ways(tuned, tmp_pa
     for cell in made["cells"]:
         record = tuned.record(cell["run"])
         assert cell["run"] == f"small.5-scale.{cell['row'].replace(' ', '-')}"
-        assert cell["map_11"] == record.datasets["metrics"].quality["map_11"]
+        assert cell["map_11"] == record.datasets["metrics"].quality.map_11
         low, high = cell["interval"]
         assert 0 <= low <= cell["map_11"] <= high <= 1
     regressed, plain = made["cells"][2], made["cells"][1]

@@ -265,4 +265,4 @@ def test_the_run_record_tells_what_was_asked_and_what_came_of_it(extracted):
     assert record.finished
     seconds = record.datasets["features"].seconds
     assert {"decode", "conv", "pool", "encode", "write"} <= seconds.keys()
-    assert record.datasets["proposals"].quality["splits"]["test"]["recall"] is not None
+    assert record.datasets["proposals"].quality.splits["test"].recall is not None

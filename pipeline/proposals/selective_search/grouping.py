@@ -74,7 +74,7 @@ def _group(
     waiting = len(pairs)
     for i in range(waiting):
         a, b = np.int64(pairs[i, 0]), np.int64(pairs[i, 1])
-        similarities[i] = _similarity(a, b, pixels, shares, colour_bins, boxes, a, b)
+        similarities[i] = _similarity((a, b), (a, b), pixels, shares, colour_bins, boxes)
         heap[i] = (a << 32) | b
     for i in range(waiting // 2 - 1, -1, -1):
         _sink(similarities, heap, i, waiting)
@@ -117,7 +117,8 @@ def _group(
                     other = number_at[place]
                     if waiting == heap.size:
                         similarities, heap, waiting = _make_room(similarities, heap, alive)
-                    similarities[waiting] = _similarity(a, place, pixels, shares, colour_bins, boxes, merged, other)
+                    numbers = merged, other
+                    similarities[waiting] = _similarity((a, place), numbers, pixels, shares, colour_bins, boxes)
                     heap[waiting] = (other << 32) | merged
                     _rise(similarities, heap, waiting)
                     waiting += 1
@@ -157,20 +158,19 @@ def _shared(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.int64:
 
 @compiled()
 def _similarity(
-    a: np.int64,
-    b: np.int64,
+    places: tuple[_Number, _Number],
+    numbers: tuple[_Number, _Number],
     pixels: int,
     shares: NDArray[np.float32],
     colour_bins: int,
     boxes: NDArray[np.int32],
-    number_a: _Number,
-    number_b: _Number,
 ) -> np.int32:
-    """Of the regions at places ``a`` and ``b``, whose boxes have the numbers given.
+    """Of the two regions at ``places``, whose boxes have ``numbers``.
 
     ``size`` is 1 - |a or b| / pixels, and ``fill`` is 1 - (|their box| - |a or b|) / pixels: together 2 - |their box| /
     pixels, as what they share cancels out.
     """
+    (a, b), (number_a, number_b) = places, numbers
     total = _shared(shares[a, colour_bins:], shares[b, colour_bins:])
     if colour_bins:
         total += _shared(shares[a, :colour_bins], shares[b, :colour_bins]) * (_CHANNELS // 3)

@@ -80,10 +80,11 @@ def segment(
     pairs, edges = _sorted_edges(weights, np.uint16(min(min(ks) * STEPS, 65534)))
     labels = []
     for k, min_size in zip(ks, ks if min_sizes is None else min_sizes, strict=True):
-        parent, components = _start(pixels, pairs, flat, steps, np.uint32(k * STEPS))
+        limits = np.uint32(k * STEPS), np.uint32(min_size)
+        forest = parent, components = _start(pixels, pairs, flat, steps, limits[0])
         open_edges = np.empty(len(edges), np.uint32)
-        count = _join(edges, flat, steps, parent, components, np.uint32(k * STEPS), np.uint32(min_size), open_edges)
-        _join_small(open_edges[:count], steps, parent, components, np.uint32(min_size))
+        count = _join(edges, flat, steps, forest, limits, open_edges)
+        _join_small(open_edges[:count], steps, parent, components, limits[1])
         labels.append(_number(parent).reshape(height, width))
     return labels
 
@@ -285,20 +286,20 @@ def _join(
     edges: NDArray[np.uint32],
     weights: NDArray[np.uint16],
     steps: NDArray[np.uint32],
-    parent: NDArray[np.uint32],
-    components: NDArray[np.uint32],
-    k: np.uint32,
-    min_size: np.uint32,
+    forest: tuple[NDArray[np.uint32], NDArray[np.uint32]],
+    limits: tuple[np.uint32, np.uint32],
     open_edges: NDArray[np.uint32],
 ) -> int:
     """Join components along sorted edges; returns the number of ``open_edges``, which a small component may yet need.
 
-    ``components`` (pixels, 2): size and threshold, at roots. A threshold is a whole number, as weights are: of
-    ``k / size`` only what is whole can matter.
+    ``forest``: parents (pixels,), and components (pixels, 2): size and threshold, at roots. ``limits``: k, and the size
+    from which a component is not small. A threshold is a whole number, as weights are: of ``k / size`` only what is
+    whole can matter.
 
     Edges go in blocks. A first loop without branches drops those whose ends are known to be together, most of them,
     and brings what the others need into the cache, many at a time; the second decides, one after another.
     """
+    (parent, components), (k, min_size) = forest, limits
     first_root, second_root = np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.uint32)
     remaining, remaining_weight = np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.uint32)
     opened = 0

@@ -38,7 +38,7 @@ def test_tensors_come_back_bit_for_bit(place: Root):
 def test_the_newest_checkpoint_is_found_and_two_are_kept(place: Root):
     assert last_checkpoint(place, METHOD) is None
     for phase, iteration in ((0, 300), (0, 4000), (1, 5), (1, 70)):
-        save_checkpoint(place, METHOD, phase, iteration, tensors(iteration), {"at": iteration}, "test")
+        save_checkpoint(place, METHOD, phase, iteration, tensors(iteration), {"at": iteration}, producer="test")
     phase, iteration, found, progress = last_checkpoint(place, METHOD)
     assert (phase, iteration, progress) == (1, 70, {"at": 70})
     assert same(found, tensors(70))
@@ -50,16 +50,16 @@ def test_the_newest_checkpoint_is_found_and_two_are_kept(place: Root):
 
 
 def test_a_checkpoint_without_its_commit_is_none(place: Root):
-    save_checkpoint(place, METHOD, 0, 10, tensors(), {}, "test")
-    save_checkpoint(place, METHOD, 0, 20, tensors(), {}, "test")
+    save_checkpoint(place, METHOD, 0, 10, tensors(), {}, producer="test")
+    save_checkpoint(place, METHOD, 0, 20, tensors(), {}, producer="test")
     newest = max(winners(place, "checkpoints", METHOD).values())
     place.delete(f"checkpoints/{METHOD}/commit/{newest.stem}.json")
     assert last_checkpoint(place, METHOD)[1] == 10
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(place: Root):
-    save_checkpoint(place, METHOD, 0, 10, tensors(), {}, "test")
-    save_checkpoint(place, METHOD, 1, 5, tensors(), {}, "test")
+    save_checkpoint(place, METHOD, 0, 10, tensors(), {}, producer="test")
+    save_checkpoint(place, METHOD, 1, 5, tensors(), {}, producer="test")
     newest = max(winners(place, "checkpoints", METHOD).values())
     key = data_key("checkpoints", METHOD, newest)
     place.write(key, place.read(key)[:100])

@@ -89,8 +89,8 @@ def test_any_result_files_are_measured_or_refused_in_one_line(index, found):
             measured = evaluate_files(EvaluateConfig(), index, ["test"], dict(found))
         except UsageError:
             return
-    assert measured["map_area"] is None or 0 <= measured["map_area"] <= 1
-    assert len(measured["classes"]) == len(index.class_names())
+    assert measured.map_area is None or 0 <= measured.map_area <= 1
+    assert len(measured.classes) == len(index.class_names())
 
 
 kinds = st.sampled_from(

@@ -11,6 +11,7 @@ from jobs.cli.main import main
 from jobs.run.ledger import ledger_rows
 from storage import files
 from storage.commits import LedgerRow
+from storage.quality import NetworkQuality
 from storage.root import Root, open_root
 from storage.runs import DatasetRecord, RunRecord, write_run
 from tests.stored import commit_features, commit_images, publish_run
@@ -93,7 +94,8 @@ def test_a_dataset_that_the_run_has_not_is_one_line(root, capsys):
 
 def test_what_failed_in_the_test_of_a_network_is_listed_too(root):
     record = publish_run(root, datasets=["images"])
-    record.datasets["images"].quality["failed"] = {"x": "pretrain: ImageError: x.jpg: cut: short"}
+    failed = {"x": "pretrain: ImageError: x.jpg: cut: short"}
+    record.datasets["images"].quality = NetworkQuality(identity="", tested_on="test", views={}, failed=failed)
     _, row = ledger_rows(root, record)
     assert (row["dataset"], row["image_id"], row["level"]) == ("images", "x", "failed")
     assert (row["stage"], row["type"], row["message"]) == ("pretrain", "ImageError", "x.jpg: cut: short")

@@ -268,7 +268,7 @@ def test_hard_negatives_are_those_of_all_windows(seed, rules, most, group_bytes)
     windows, models = drawn(seed), svms(seed)
     trained, known = np.array([True, seed % 2 == 0, True]), some_known(windows, rules, seed)
     shard = stored(windows, group_bytes=group_bytes)
-    found = mine(shard, models.scorer, rules, trained, known, -1.0, most)
+    found = mine(shard, models.scorer, rules, trained, known, threshold=-1.0, most=most)
     expected = plain_mine(windows, models, rules, trained, known, -1.0, most)
     check_mined(windows, found, expected.joins, known)
     assert found[0].left_out.tolist() == expected.left_out
@@ -298,7 +298,7 @@ def test_a_score_at_the_threshold_is_not_hard():
     shard, everything = stored(windows), np.ones(CLASSES, bool)
     scores = {models.score(w, n) for _, n, kept in all_negatives(windows, RULES["released"]) for w in kept}
     threshold = sorted(scores)[len(scores) // 2]
-    mined, _ = mine(shard, models.scorer, RULES["released"], everything, {}, threshold, None)
+    mined, _ = mine(shard, models.scorer, RULES["released"], everything, {}, threshold=threshold, most=None)
     assert mined.scores[mined.classes].min() > threshold
 
 
@@ -306,7 +306,9 @@ def test_a_known_window_that_joins_another_class_comes_without_its_vector():
     windows = tuple(w for w in drawn(0) if w.image == "b")
     everything = Svms(np.zeros((CLASSES, DIM)), np.zeros(CLASSES)).scorer
     known = {"b": (np.array([windows[3].id]), np.array([[False, True, False]]))}
-    mined, vectors = mine(stored(windows), everything, RULES["all windows"], np.ones(CLASSES, bool), known, -1.0, None)
+    mined, vectors = mine(
+        stored(windows), everything, RULES["all windows"], np.ones(CLASSES, bool), known, threshold=-1.0, most=None
+    )
     at = mined.windows.tolist().index(windows[3].id)
     assert mined.classes[at].tolist() == [True, False, True]
     assert mined.new.tolist() == [i != at for i in range(len(windows))]
@@ -317,7 +319,9 @@ def test_a_window_that_is_cached_for_all_classes_does_not_come():
     windows = tuple(w for w in drawn(0) if w.image == "b")
     everything = Svms(np.zeros((CLASSES, DIM)), np.zeros(CLASSES)).scorer
     known = {"b": (np.array([w.id for w in windows[1:]]), np.ones((len(windows) - 1, CLASSES), bool))}
-    mined, vectors = mine(stored(windows), everything, RULES["all windows"], np.ones(CLASSES, bool), known, -1.0, None)
+    mined, vectors = mine(
+        stored(windows), everything, RULES["all windows"], np.ones(CLASSES, bool), known, threshold=-1.0, most=None
+    )
     assert mined.windows.tolist() == [windows[0].id]
     assert len(vectors) == 1
 
@@ -325,8 +329,10 @@ def test_a_window_that_is_cached_for_all_classes_does_not_come():
 def test_classes_that_are_not_trained_get_none():
     windows, none = drawn(0), np.zeros(CLASSES, bool)
     hard = Svms(np.zeros((CLASSES, DIM)), np.full(CLASSES, 9.0)).scorer
-    check_mined(windows, mine(stored(windows), hard, RULES["released"], none, {}, -1.0, 1), {}, {})
-    mined, _ = mine(stored(windows), hard, RULES["released"], np.array([False, True, False]), {}, -1.0, 1)
+    check_mined(windows, mine(stored(windows), hard, RULES["released"], none, {}, threshold=-1.0, most=1), {}, {})
+    mined, _ = mine(
+        stored(windows), hard, RULES["released"], np.array([False, True, False]), {}, threshold=-1.0, most=1
+    )
     assert mined.classes.any(axis=0).tolist() == [False, True, False]
     assert mined.left_out[[0, 2]].tolist() == [0, 0]
     assert mined.left_out[1] > 0
@@ -339,7 +345,7 @@ def test_an_object_of_another_class_is_a_window_whose_number_is_below_zero():
         Window("c", -2, (20, 0, 30, 10), (688, 2, 0, 3, 1), (2,) * DIM, label=0),
     ]
     hard = Svms(np.zeros((CLASSES, DIM)), np.zeros(CLASSES)).scorer
-    found = mine(stored(tuple(here)), hard, RULES["released"], np.ones(CLASSES, bool), {}, -1.0, None)
+    found = mine(stored(tuple(here)), hard, RULES["released"], np.ones(CLASSES, bool), {}, threshold=-1.0, most=None)
     check_mined(here, found, {("c", -1): [True, True, False], ("c", -2): [False, True, True]}, {})
 
 
@@ -353,7 +359,7 @@ def test_a_difficult_object_keeps_windows_on_it_from_being_negatives():
     shard = stored(tuple(here))
     assert shard.objects["e"].difficult.tolist() == [False, True]
     hard = Svms(np.zeros((CLASSES, DIM)), np.zeros(CLASSES)).scorer
-    mined, _ = mine(shard, hard, RULES["released"], np.ones(CLASSES, bool), {}, -1.0, None)
+    mined, _ = mine(shard, hard, RULES["released"], np.ones(CLASSES, bool), {}, threshold=-1.0, most=None)
     assert dict(zip(mined.windows.tolist(), mined.classes[:, 0].tolist(), strict=True)) == {
         0: False,
         -1: True,
@@ -364,7 +370,7 @@ def test_a_difficult_object_keeps_windows_on_it_from_being_negatives():
 def test_images_that_are_not_for_training_are_not_looked_at():
     windows = drawn(1)
     hard = Svms(np.zeros((CLASSES, DIM)), np.zeros(CLASSES)).scorer
-    mined, _ = mine(stored(windows), hard, RULES["released"], np.ones(CLASSES, bool), {}, -1.0, None)
+    mined, _ = mine(stored(windows), hard, RULES["released"], np.ones(CLASSES, bool), {}, threshold=-1.0, most=None)
     assert set(mined.image_ids) == set("abceg")
     assert [i for n, i in enumerate(mined.image_ids) if i not in mined.image_ids[:n]] == ["a", "b", "e", "g", "c"]
 
@@ -374,7 +380,9 @@ def test_what_has_been_taken_into_the_cache_is_not_found_again(rules):
     windows, models, trained = drawn(2), svms(2), np.ones(CLASSES, bool)
     shard, cache = stored(windows), NegativeCache(CLASSES)
     for block, most in enumerate((1, 2, 1, None, None)):
-        mined, vectors = mine(shard, models.scorer, rules, trained, cache.known(shard.images), -1.0, most)
+        mined, vectors = mine(
+            shard, models.scorer, rules, trained, cache.known(shard.images), threshold=-1.0, most=most
+        )
         new = np.flatnonzero(mined.new)
         added = cache.add(block, [mined.image_ids[i] for i in new], mined.windows[new].tolist())
         assert len(added) == len(vectors)
@@ -486,7 +494,7 @@ def test_images_without_windows_give_nothing(images):
     windows, rules, models = drawn(0), RULES["released"], svms(0)
     shard = stored(windows, images)
     check_mined(windows, start_negatives(shard, CLASSES, rules, 5, 0), {}, {})
-    check_mined(windows, mine(shard, models.scorer, rules, np.ones(CLASSES, bool), {}, -9.0, 5), {}, {})
+    check_mined(windows, mine(shard, models.scorer, rules, np.ones(CLASSES, bool), {}, threshold=-9.0, most=5), {}, {})
     found = audit(shard, models.scorer, rules, CLASSES, {})
     assert (found.negatives.tolist(), found.violators.tolist(), found.hinge.tolist()) == ([0] * 3, [0] * 3, [0] * 3)
 
@@ -498,7 +506,7 @@ def test_windows_that_are_negatives_of_no_class_give_nothing():
     shard = stored(tuple(here))
     hard = LinearScorer(np.zeros((1, DIM)), np.zeros(1), SCALE)
     assert start_negatives(shard, 1, RULES["released"], 5, 0)[0].image_ids == []
-    assert mine(shard, hard, RULES["released"], np.ones(1, bool), {}, -9.0, None)[0].image_ids == []
+    assert mine(shard, hard, RULES["released"], np.ones(1, bool), {}, threshold=-9.0, most=None)[0].image_ids == []
     assert audit(shard, hard, RULES["released"], 1, {}).negatives.tolist() == [0]
 
 
