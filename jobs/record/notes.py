@@ -22,9 +22,15 @@ _PHRASES = {
     "NoExamples": "have nothing to learn from",
     "NoProposals": "have no proposals",
     "NotConverged": "were not trained to the end",
+    "NotTurned": "are read as they are stored, though an EXIF orientation turns them",
+    "Scaled": "have more than 8 bits a value, and were scaled",
+    "SeveralFiles": "have several files",
     "Turned": "were turned as their EXIF orientation says",
 }
 """What is so with them, by the type of a note; of others the type is said."""
+
+_OF_THE_DATA_SET = ("CopiesDiffer", "PassedOver", "SimilarClassNames", "TrainAndTest")
+"""Types of notes whose messages speak of the whole data set; the image that they stand with is only one of it."""
 
 _MOST = 300
 """Characters of a message in a line of text."""
@@ -53,7 +59,7 @@ class NoteCount:
         """One line: how many, and an example."""
         message = " ".join(self.message.split())
         message = message if len(message) <= _MOST else f"{message[:_MOST]}..."
-        if not self.things:
+        if not self.things or self.type in _OF_THE_DATA_SET:
             return f"{self.stage}: {message}" + (f" ({self.count} notes {self.type})" if self.count > 1 else "")
         share = f"{self.things:,}" + ("" if self.of is None else f" of {self.of:,}")
         phrase = _PHRASES.get(self.type, f"have a note {self.type}")

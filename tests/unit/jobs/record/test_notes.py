@@ -53,6 +53,13 @@ def test_notes_are_counted_by_type_over_all_shards_and_failures_are_not_among_th
     assert (second.type, second.count, second.things, second.example) == ("Odd", 2, 1, "d")
 
 
+def test_a_note_of_the_whole_data_set_is_its_message():
+    note = counted(
+        stage="index", type="TrainAndTest", message="in the data set 1 of 3 test images is also for training"
+    )
+    assert note.sentence == "index: in the data set 1 of 3 images"
+
+
 def test_a_ledger_without_notes_has_none_and_reads_no_more(place):
     commit_features(place, "aa", {"a": 1}, ledger=[failed("b")])
     assert notes_in(fold_winners(place, "features")) == []
