@@ -12,7 +12,7 @@ from jobs.console.tables import print_json
 
 @verb()
 def verify(asked: Asked, as_json: JsonOption = False) -> int:
-    """Re-read committed files: footers, rows, hashes, every image exactly once."""
+    """Re-read committed files: manifests, commits, footers, rows, hashes, every image exactly once."""
     from storage.check import check_dataset
 
     place, record = asked.recorded()
