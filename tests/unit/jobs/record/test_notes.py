@@ -54,9 +54,7 @@ def test_notes_are_counted_by_type_over_all_shards_and_failures_are_not_among_th
 
 
 def test_a_note_of_the_whole_data_set_is_its_message():
-    note = counted(
-        stage="index", type="TrainAndTest", message="in the data set 1 of 3 test images is also for training"
-    )
+    note = counted(stage="index", type="TrainAndTest", message="in the data set 1 of 3 images")
     assert note.sentence == "index: in the data set 1 of 3 images"
 
 
