@@ -39,9 +39,17 @@ def reading(key: str) -> Iterator[None]:
     except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
         raise DamagedFileError(key, _first_line(error)) from error
     except OSError as error:
-        if error.errno is not None or type(error) is not OSError:
-            raise  # of the operating system or the store; Arrow's "IOError" of a broken file has no number
+        if error.errno is not None or type(error) is not OSError or str(error).startswith("Forbidden"):
+            raise  # of the system or the store (gcsfs gives its 403 no number, as Arrow a broken file)
         raise DamagedFileError(key, _first_line(error)) from error
+
+
+def read_file(root: Root, key: str) -> bytes:
+    """A whole committed file. DamagedFileError if it is missing; what else a store raises stays what it is."""
+    try:
+        return root.read(key)
+    except FileNotFoundError as error:
+        raise DamagedFileError(key, MISSING) from error
 
 
 def read_files(root: Root, keys: Sequence[str]) -> list[bytes]:
@@ -50,8 +58,7 @@ def read_files(root: Root, keys: Sequence[str]) -> list[bytes]:
         return root.read_many(list(keys))
     except FileNotFoundError:
         for key in keys:  # which one?
-            with reading(key):
-                root.size(key)
+            read_file(root, key)
         raise
 
 

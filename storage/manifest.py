@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from storage.commits import Commit, CommitName, LedgerRow, commit_key, read_commits
-from storage.damage import DamagedFileError, reading
+from storage.damage import DamagedFileError, read_file, reading
 from storage.identity import METHOD_LENGTH, digest, sha256
 from storage.root import Root
 from storage.runs import RunRecord, dataset_record
@@ -152,9 +152,13 @@ class Manifest:
     def seconds(self) -> dict[str, float]:
         """Seconds by phase, over all shards."""
         total: dict[str, float] = {}
-        for text in self.table["seconds"].to_pylist():
-            for phase, value in json.loads(text).items():
-                total[phase] = round(total.get(phase, 0.0) + value, 4)
+        try:
+            for text in self.table["seconds"].to_pylist():
+                for phase, value in json.loads(text).items():
+                    total[phase] = round(total.get(phase, 0.0) + value, 4)
+        except (ValueError, TypeError, AttributeError) as error:  # no JSON, or JSON of something else
+            key = manifest_key(self.dataset, self.method, self.digest)
+            raise DamagedFileError(key, "its seconds are no numbers by phase") from error
         return total
 
 
@@ -211,13 +215,16 @@ def read_manifest(root: Root, dataset: str, method: str, ident: str) -> Manifest
     dataset, or is not as it was sealed. (Version 0.1.0 sealed none; ``storage.check`` compares those with the commits.)
     """
     key = manifest_key(dataset, method, ident)
+    data = read_file(root, key)
     with reading(key):
-        data = root.read(key)
         table = table_of(data)
     version = (table.schema.metadata or {}).get(VERSION_KEY.encode())
+    if version is not None:
+        check_version(version.decode("ascii", "replace"), key)
     if version is None or not without_seal(table).schema.equals(_SCHEMA.with_metadata({VERSION_KEY: version}), True):
         raise DamagedFileError(key, "it is no manifest")
-    check_version(version.decode("ascii", "replace"), key)
+    with reading(key):
+        table.validate(full=True)  # version 0.1.0 wrote no checksums: texts may be none
     if is_as_sealed(table, dataset, method) is False:
         raise DamagedFileError(key, "its rows are not those that its digest is of")
     found = Manifest(dataset, method, ident, without_seal(table), sha256(data))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from storage.damage import DamagedFileError
 from storage.identity import canonical_json, sha256
+from storage.root import StorageError
 from storage.schemas import check_version
 
 _Record = TypeVar("_Record", bound=BaseModel)
@@ -30,7 +31,8 @@ def read_record(model: type[_Record], data: bytes, where: str) -> _Record:
     A digest vouches for fields that this software does not know, too. A record without one was written by version
     0.1.0, which knew no more fields than ``model`` has; so another field is a name that has lost a bit.
 
-    Raises StorageError if the version is newer, DamagedFileError if this is no such record or its digest is of another.
+    Raises StorageError if it is of a newer version, which may be seen by what it holds; DamagedFileError if this is no
+    such record, or its digest is of another.
     """
     try:
         fields = pydantic_core.from_json(data, allow_inf_nan=False)
@@ -49,7 +51,10 @@ def read_record(model: type[_Record], data: bytes, where: str) -> _Record:
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        raise DamagedFileError(where, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        if stated is not None:  # it is as it was written
+            raise StorageError(f"{where} is of another version: {reason}; update spp-pipeline") from error
+        raise DamagedFileError(where, reason) from error
 
 
 def _digest(fields: dict[str, Any]) -> str:

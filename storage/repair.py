@@ -46,8 +46,11 @@ def plan_repair(root: Root, run: str | None = None) -> Repair:
         except DamagedFileError as error:
             lost = True
             found.problems.append(Problem(str(error), (record_key(name),)))
+        except StorageError as error:  # of a newer version
+            found.problems.append(Problem(str(error)))
     found.problems += _problems(root, records, lost)
     dropped = dict.fromkeys(key for problem in found.problems for key in problem.drops)
+    dropped.update(dict.fromkeys(_of_the_same_shards(root, list(dropped))))
     for record in records if run is None else _readable(root):
         for dataset, entry in record.datasets.items():
             if entry.manifest is None:
@@ -62,9 +65,19 @@ def plan_repair(root: Root, run: str | None = None) -> Repair:
 
 
 def repair(root: Root, plan: Repair) -> None:
-    """Delete the files of a plan, and write into the runs' records what is not complete any more."""
+    """Delete the files of a plan, and write into the runs' records what is not complete any more.
+
+    StorageError, with nothing done, if one of these runs says that it is running: it would write its record back.
+    """
+    records = {name: read_run(root, name) for name in plan.incomplete}
+    for name, record in records.items():
+        if record.status == "running":
+            raise StorageError(
+                f"run {name!r} says that it is running since {record.started}; if it was killed, give its command "
+                f"again, which then says how it ended, or `spp forget {name}`"
+            )
     for name, datasets in plan.incomplete.items():
-        record = read_run(root, name)
+        record = records[name]
         for dataset in datasets:
             entry = record.datasets[dataset]
             record.datasets[dataset] = entry.model_copy(update={"manifest": None, "manifest_sha256": ""})
@@ -75,8 +88,9 @@ def repair(root: Root, plan: Repair) -> None:
 
 def _problems(root: Root, records: Sequence[RunRecord], lost: bool) -> Iterator[Problem]:
     """Every problem once, though runs share datasets."""
-    told = set()
-    seen = set()
+    told: set[str] = set()
+    seen: set[tuple[str, str, str | None, str]] = set()
+    held = {tuple(hold.split("/")) for record in records for hold in record.holds}
     for record in records:
         for dataset, entry in record.datasets.items():
             known = dataset, entry.method, entry.manifest, entry.manifest_sha256
@@ -87,21 +101,47 @@ def _problems(root: Root, records: Sequence[RunRecord], lost: bool) -> Iterator[
                 if problem.drops and problem.text not in told:
                     told.add(problem.text)
                     yield problem
+    whole = {(dataset, method) for dataset, method, manifest, _ in seen if manifest is None}
     if lost:
-        whole = {(dataset, method) for dataset, method, manifest, _ in seen if manifest is None}
-        for dataset in DATASETS:
-            for method in root.names(dataset):
-                if (dataset, method) not in whole:
-                    names = sorted(winners(root, dataset, method).values())
-                    yield from (p for p in check_shards(root, dataset, method, names) if p.text not in told)
+        held = {(dataset, method) for dataset in DATASETS for method in root.names(dataset)}
+    for dataset, method in sorted(held | whole):  # what a run has adopted, or would: shards, and manifests of them
+        names = [] if (dataset, method) in whole else sorted(winners(root, dataset, method).values())
+        for problem in (*check_shards(root, dataset, method, names), *_damaged_manifests(root, dataset, method)):
+            if problem.drops and problem.text not in told:
+                told.add(problem.text)
+                yield problem
+
+
+def _damaged_manifests(root: Root, dataset: str, method: str) -> Iterator[Problem]:
+    for name in root.names(f"{dataset}/{method}/manifest"):
+        ident = name.removesuffix(".parquet")
+        try:
+            read_manifest(root, dataset, method, ident)
+        except DamagedFileError as error:
+            yield Problem(str(error), (manifest_key(dataset, method, ident),))
+        except StorageError:
+            continue  # of a newer version
+
+
+def _of_the_same_shards(root: Root, dropped: Sequence[str]) -> Iterator[str]:
+    """Every revision and attempt of the shards whose commits are dropped: an older one must not count again."""
+    shards: dict[str, set[str]] = {}
+    for key in dropped:
+        folder, _, name = key.rpartition("/")
+        if folder.endswith("/commit"):
+            shards.setdefault(folder.removesuffix("/commit"), set()).add(name.partition(".")[0])
+    for method, lost in shards.items():
+        for kind in ("commit", "data"):
+            names = root.names(f"{method}/{kind}")
+            yield from (f"{method}/{kind}/{name}" for name in names if name.partition(".")[0] in lost)
 
 
 def _readable(root: Root) -> Iterator[RunRecord]:
     for name in run_names(root):
         try:
             yield read_run(root, name)
-        except DamagedFileError:
-            continue  # it is not asked for
+        except StorageError:
+            continue  # damaged and not asked for, or of a newer version
 
 
 def _names_one_of(root: Root, dataset: str, method: str, manifest: str, dropped: Collection[str]) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StringConstraints, field_validator
 from pydantic_core import PydanticCustomError
 
-from storage.damage import DamagedFileError, reading
+from storage.damage import DamagedFileError, read_file
 from storage.identity import METHOD_PATTERN
 from storage.quality import AnyQuality, Quality
 from storage.records import dump_record, read_record
@@ -25,8 +25,12 @@ class MissingDatasetError(StorageError):
     """A run has not made a dataset yet, or not all of it."""
 
     def __init__(self, run: str, dataset: str) -> None:
-        super().__init__(f"run {run!r} has no complete dataset {dataset!r} yet")
+        super().__init__(run, dataset)  # both, as it may come from another process
+        self.run = run
         self.dataset = dataset
+
+    def __str__(self) -> str:
+        return f"run {self.run!r} has no complete dataset {self.dataset!r} yet"
 
 
 class DatasetRecord(BaseModel):
@@ -134,9 +138,7 @@ def read_run(root: Root, name: str | None = None) -> RunRecord:
         name = known[0]
     check_known(root, name, known)
     key = record_key(name)
-    with reading(key):
-        data = root.read(key)
-    record = read_record(RunRecord, data, key)
+    record = read_record(RunRecord, read_file(root, key), key)
     if record.name != name:
         raise DamagedFileError(key, f"it is the record of another run, {record.name[:80]!r}")
     return record

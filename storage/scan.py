@@ -95,7 +95,7 @@ def read_whole(root: Root, manifest: Manifest, columns: Sequence[str] | None = N
     keys = manifest.keys
     for start in range(0, len(keys), _TOGETHER):
         some = keys[start : start + _TOGETHER]
-        for key, data, row in zip(some, read_files(root, some), stated[start:], strict=False):
+        for key, data, row in zip(some, read_files(root, some), stated[start : start + _TOGETHER], strict=True):
             if len(data) != row["bytes"]:
                 raise DamagedFileError(key, f"it has {len(data)} bytes, its commit says {row['bytes']}")
             if sha256(data) != row["sha256"]:

@@ -48,7 +48,7 @@ _PORT = re.compile(r"\d{0,5}")
 _PARAMETER_IN_TEXT = re.compile(r"(?<=[?&;#])(?P<name>[^=&;#?\s]+)=(?P<value>[^&;#\s'\"<>)\]},]*)")
 _PARAMETER_ALONE = re.compile(r"(?<=[?&;#])(?P<name>[^=&;#?]+)=(?P<value>[^&;#]*(?:;(?![^=&;#?]+=)[^&;#]*)*)")
 _GRANTS = re.compile(
-    r"(?:key|code|auth|pass|pwd|sig)"
+    r"(?:key|code|o?auth|jwt|bearer|pass|pwd|sig)"
     r"|.*(?:signature|token|secret|passw|credential|access_?key|api_?key|auth_?key|account_?key|shared_?access"
     r"|googleaccessid).*",
     re.IGNORECASE,

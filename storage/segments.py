@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.columns import no_rows
-from storage.damage import DamagedFileError, reading
+from storage.damage import DamagedFileError, read_file, reading
 from storage.root import Root
 from storage.tables import is_as_sealed, sealed, table_of, without_seal
 
@@ -44,8 +44,9 @@ def read_segments(root: Root, dataset: str, method: str, schema: pa.Schema, stem
     keys = [f"{_folder(dataset, method)}/{name}" for name in root.names(_folder(dataset, method))]
     for key in keys:
         try:
+            data = read_file(root, key)
             with reading(key):
-                table = table_of(root.read(key))
+                table = table_of(data)
         except DamagedFileError:  # or deleted just now
             continue
         if is_as_sealed(table, dataset, method) and without_seal(table).schema.equals(schema, check_metadata=True):

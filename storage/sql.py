@@ -42,8 +42,8 @@ _EXPLAIN = re.compile(r"\s*explain\s+(?!analy[sz]e\b)(?=[a-z])", re.IGNORECASE)
 _READING_NODES = frozenset(("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"))
 """Of a parsed query. Others write: since DuckDB 2.0 ``with x as (copy ...) select`` is a SELECT, too."""
 
-_RUNS_SQL = "json_execute_serialized_sql"
-"""The function whose argument is a query, which nobody has looked at."""
+_RUN_SQL = frozenset(("json_execute_serialized_sql", "query"))
+"""The functions whose argument is a query, which nobody has looked at."""
 
 _FOLDERS = ("home_directory", "extension_directory", "secret_directory")
 
@@ -314,7 +314,7 @@ def _only_reads(connection: duckdb.DuckDBPyConnection, sql: str) -> bool:
 
 def _reads(part: dict[str, Any]) -> bool:
     kind, function = str(part.get("type")), str(part.get("function_name")).lower()
-    return function != _RUNS_SQL and (not kind.endswith("_NODE") or kind in _READING_NODES)
+    return function not in _RUN_SQL and (not kind.endswith("_NODE") or kind in _READING_NODES)
 
 
 def _parts(tree: Any) -> Iterator[dict[str, Any]]:

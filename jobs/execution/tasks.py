@@ -9,6 +9,7 @@ import ray
 import ray.exceptions
 
 from jobs.errors import RunFailed, reason
+from storage.damage import DamagedFileError
 from storage.root import store_errors
 
 _RETRIES = 3
@@ -22,11 +23,16 @@ def as_task(function: Callable[..., Any], *, returns: int = 1, **resources: floa
 
 
 def results(stage: str, refs: Sequence[ray.ObjectRef]) -> list[Any]:
-    """What tasks returned, in the order of ``refs``. RunFailed, in one line, if one of them failed for good."""
+    """What tasks returned, in the order of ``refs``.
+
+    RunFailed, in one line, if one of them failed for good; DamagedFileError if it met a damaged file.
+    """
     try:
         return ray.get(list(refs))
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
+        if isinstance(cause, DamagedFileError):
+            raise cause from error
         raise RunFailed(f"{stage}: {type(cause).__name__}: {reason(cause)}") from error
     except ray.exceptions.RayError as error:
         raise RunFailed(f"{stage}: {type(error).__name__}: {reason(error)}; run the same command again") from error

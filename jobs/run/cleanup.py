@@ -101,6 +101,10 @@ def repair(root: Root, run: str | None, yes: bool, as_json: bool) -> int:
         print("nothing is damaged")
     elif yes:
         drop(root, found)
+        if any(key.startswith("runs/") for key in found.drops):
+            print(
+                "note: give the commands of runs whose records went again before `spp gc`, which keeps what runs need"
+            )
         print(f"dropped {len(found.drops)} files; the next `spp run` of each run makes anew what is missing")
     else:
         print(f"{len(found.drops)} files to drop: --yes drops them, and the next `spp run` makes them anew")

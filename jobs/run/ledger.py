@@ -31,6 +31,7 @@ def ledger_rows(root: Root, record: RunRecord, dataset: str | None = None) -> It
             yield from ({"dataset": manifest.dataset, **{key: row[key] for key in LEDGER_KEYS}} for row in rows)
         quality = record.datasets[manifest.dataset].quality  # a network in test has no ledger of its own
         for image_id, reason in quality.failed.items() if isinstance(quality, NetworkQuality) else ():
-            stage, kind, message = reason.split(": ", 2)
+            stage, _, rest = reason.partition(": ")
+            kind, _, message = rest.partition(": ")
             told = {"stage": stage, "image_id": image_id, "level": "failed", "type": kind, "message": message}
             yield {"dataset": manifest.dataset, **told}

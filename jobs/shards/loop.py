@@ -33,6 +33,7 @@ from jobs.errors import RunFailed
 from jobs.shards.attempt import Trial
 from jobs.shards.crews import MEMORY_RETRIES, Crew, node_was_lost
 from storage.commits import Commit, CommitName
+from storage.damage import DamagedFileError
 from storage.root import store_errors
 
 LOOK_AT_FAILURES_FROM = 50
@@ -341,6 +342,8 @@ class ShardLoop:
 
     def _outage(self, work: Work, error: ray.exceptions.RayTaskError) -> None:
         cause: Any = error.cause
+        if isinstance(cause, DamagedFileError):
+            raise cause from error
         if not isinstance(cause, store_errors(MemoryError)) and "OutOfMemory" not in type(cause).__name__:
             raise RunFailed(f"{work.stage}: shard {work.shard} of {work.dataset}: {_reason(cause)}") from error
         work.outages += 1
