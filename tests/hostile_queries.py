@@ -14,6 +14,9 @@ QUERIES = (
     "with a as (select 1), b as (copy images to '{new}') select * from a union all select 2",
     "from json_execute_serialized_sql(json_serialize_sql('with x as (copy images to ''{new}'') select 1'))",
     "select * from (select * from Json_Execute_Serialized_SQL(json_serialize_sql('select 1')))",
+    "select * from query('with x as (copy images to ''{new}'') select 1')",
+    'select * from system.main."Query"(\'select * from json_execute_serialized_sql(json_serialize_sql('
+    "''with x as (copy (select 7 b) to {data} (format parquet, use_tmp_file false)) select 1''))')",
     "explain analyze copy images to '{new}'",
     "explain /* */ analyze copy (select 1 as a) to '{data}' (format parquet, use_tmp_file false)",
     "/* /* */ explain select 1 -- */ explain analyze copy images to '{new}'",

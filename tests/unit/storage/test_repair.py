@@ -4,9 +4,11 @@ import pytest
 
 from storage.check import check_dataset
 from storage.commits import commit_key, data_key, winners
+from storage.identity import canonical_json, sha256
 from storage.manifest import manifest_key
 from storage.records import dump_record
 from storage.repair import plan_repair, repair
+from storage.root import StorageError
 from storage.runs import read_run, record_key, write_run
 from tests.stored import METHOD, commit_features, publish_run, store_run
 
@@ -129,6 +131,53 @@ def test_the_newer_is_not_called_damaged(stored):
     record = read_run(stored, "trial")
     (problem,) = [found for found in check_dataset(stored, record, "features") if "99" in found.text]
     assert problem.drops == ()
+    assert plan_repair(stored).drops == []
+
+
+def test_what_a_stopped_run_holds_is_read_too(stored):
+    """What it has adopted stands in no dataset of its record yet; the next run would meet it."""
+    record = read_run(stored, "trial")
+    del record.datasets["features"]
+    write_run(stored, record.model_copy(update={"holds": [f"features/{METHOD}"]}))
+    files = shard_files(stored, "bb")
+    flip(stored, files[1])
+    (manifest,) = stored.names(f"features/{METHOD}/manifest")
+    stored.write(f"features/{METHOD}/manifest/{manifest}", b"no table")
+    assert set(plan_repair(stored).drops) == {*files, f"features/{METHOD}/manifest/{manifest}"}
+
+
+def test_an_older_revision_does_not_count_again(stored):
+    older = shard_files(stored, "bb")
+    commit_features(stored, "bb", {"d": 2, "e": 1, "f": 6}, revision=1)
+    publish_run(stored)
+    flip(stored, shard_files(stored, "bb")[1])
+    assert {*older, *shard_files(stored, "bb")} <= set(plan_repair(stored).drops)
+    repair(stored, plan_repair(stored))
+    assert "bb" not in winners(stored, "features", METHOD)
+
+
+def test_a_run_that_is_in_hand_is_let_be(stored):
+    write_run(stored, read_run(stored, "trial").model_copy(update={"status": "running", "started": "2026-01-01"}))
+    flip(stored, shard_files(stored, "bb")[1])
+    before = all_files(stored)
+    with pytest.raises(StorageError, match="run 'trial' says that it is running since 2026-01-01"):
+        repair(stored, plan_repair(stored))
+    assert all_files(stored) == before
+
+
+def test_what_is_as_it_was_written_is_not_damaged_whatever_it_says(stored):
+    """A newer version may know another dataset, or another level of a note: nothing of it may go."""
+    record = json.loads(stored.read(record_key("trial")))
+    record["datasets"]["masks"] = record["datasets"]["features"]
+    files = shard_files(stored, "aa")
+    commit = json.loads(stored.read(files[0]))
+    commit["ledger"] = [{"image_id": "a", "stage": "s", "type": "t", "message": "m", "level": "hint"}]
+    for key, fields in ((record_key("trial"), record), (files[0], commit)):
+        del fields["digest"]
+        digest = sha256(canonical_json(fields))
+        stored.write(key, json.dumps({**fields, "digest": digest}).encode())
+    with pytest.raises(StorageError, match=r"is of another version: .*; update spp-pipeline"):
+        read_run(stored, "trial")
     assert plan_repair(stored).drops == []
 
 
