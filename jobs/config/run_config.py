@@ -85,9 +85,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> RunConfig:
     a secret in the open or an impossible combination, naming the key and what is allowed.
     """
     values = _read_file(path)
-    given: dict[str, Any] = {}
     for override in overrides:
-        _set(values, override, given)
+        _set(values, override)
     _check_sections(path, values)
     _check_secrets(path, values)
     try:
@@ -124,8 +123,8 @@ def _read_file(path: str) -> dict[str, Any]:
 _KINDS = {dict: "a mapping", list: "a list", str: "text", int: "a number", float: "a number", bool: "true or false"}
 
 
-def _set(values: dict[str, Any], override: str, given: dict[str, Any]) -> None:
-    """Change a key; ``given``: what earlier ones have set."""
+def _set(values: dict[str, Any], override: str) -> None:
+    """Change a key; of several values the last one counts, as on other command lines."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         named = re.match(r"\w+(\.\w+)+", override)  # and not what follows, which may be a secret
@@ -136,9 +135,6 @@ def _set(values: dict[str, Any], override: str, given: dict[str, Any]) -> None:
         value = read_value(text)
     except YamlError as error:
         raise UsageError(f"--set {key}=...: the value {error}") from error
-    if key in given and given[key] != value:
-        raise UsageError(f"--set {key}: is given twice, with two values; give one")
-    given[key] = value
     *sections, last = key.split(".")
     place = values
     for section in sections:

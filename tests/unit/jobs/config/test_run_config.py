@@ -125,7 +125,7 @@ def test_a_file_that_is_no_config(refused, tmp_path):
         (["svm.C=1e400"], "infinity"),
         (["svm.rounds=010"], "no decimal number"),
         (["svm.C=true"], "svm.C: input should be a valid number, not true"),
-        (["svm.C=1", "svm.C=2"], "--set svm.C: is given twice, with two values; give one"),
+        (["svm.C=1", "svm.C=x"], "svm.C: input should be a valid number, not 'x'"),
         (["svm={C: 1}"], "--set svm=...: a section has keys; give one of them, --set svm.KEY=..."),
         (["storage_options.secret={a: 1, a: 2}"], "the key 'a' stands twice"),
         (["svm.C"], "--set svm.C: give section.key=value"),
