@@ -23,6 +23,7 @@ from jobs.dataset.stored import recorded_index
 from jobs.errors import UsageError
 from jobs.features.body import identify_body
 from jobs.record.invocation import Invocation
+from jobs.record.recording import recorded_config
 from jobs.run.driver import run
 from jobs.run.stages import run_stages
 from storage.quality import MetricsQuality
@@ -157,7 +158,7 @@ def _read(root: Root, records: Mapping[tuple[str, str], RunRecord], titles: dict
     from pipeline.measures.bootstrap import bootstrap_maps, interval
 
     first = next(iter(records.values()))
-    config = RunConfig.model_validate(first.config)
+    config = recorded_config(first)
     index = recorded_index(root, first)
     image_ids = index.images_in(config.dataset.test_splits)
     made = Table(len(image_ids), titles)

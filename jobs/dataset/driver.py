@@ -51,7 +51,7 @@ def make_index(invocation: Invocation, record: RunRecord) -> Index:
     if not len(index.images):
         reason = f"; the first: {failed[0].message}" if failed else ""
         raise UsageError(f"dataset: the splits {', '.join(config.dataset.splits)} have no usable image{reason}")
-    _tell(index.ledger)
+    tell_ledger(index.ledger)
     used = {split for splits in index.images["splits"].to_pylist() for split in splits}
     for split in () if used == {ALL} else config.dataset.splits:
         if split not in used:
@@ -70,7 +70,7 @@ def make_index(invocation: Invocation, record: RunRecord) -> Index:
     return index
 
 
-def _tell(ledger: Iterable[LedgerRow]) -> None:
+def tell_ledger(ledger: Iterable[LedgerRow]) -> None:
     """A line for each ledger row, of the first few of every kind."""
     counts: Counter[str] = Counter()
     for row in ledger:

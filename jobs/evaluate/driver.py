@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from jobs.config.evaluate import EvaluateConfig
 from jobs.config.run_config import RunConfig
+from jobs.dataset.driver import tell_ledger
 from jobs.dataset.index import Index, index_of, read_index
 from jobs.errors import UsageError
 from jobs.record.publish import publish
@@ -60,8 +61,7 @@ class FilesQuality(MetricsQuality):
 def evaluate_result_files(config: RunConfig, pattern: str) -> FilesQuality:
     """Measure the VOC result files that an fsspec path or pattern names. The data set is read; nothing is stored."""
     index = index_of(list(read_index(config.dataset, config.execution.index_threads)))
-    for row in index.ledger:
-        _log.warning("%s: image %s: %s", "failed" if row.level == "failed" else "note", row.image_id, row.message)
+    tell_ledger(index.ledger)
     check_chain(pattern, "--detections")
     try:
         fs, path = fsspec.url_to_fs(pattern)
