@@ -74,9 +74,11 @@ def print_notes(root: Root, record: RunRecord) -> list[Mapping[str, object]]:
 
 def tell_notes(notes: Sequence[NoteCount], root: Root, record: RunRecord) -> list[Mapping[str, object]]:
     """The same of notes that are counted already."""
+    from jobs.record.notes import GONE
+
     for note in notes:
         print(f"note: {note.sentence}")
-    if notes:
+    if any(note.type != GONE for note in notes):
         print(f"`spp notes --root {shlex.quote(root.url)} --run {record.name}` lists them, image by image")
     return [vars(note) for note in notes]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from storage.damage import MISSING, DamagedFileError
 from storage.manifest import Manifest, read_manifest
 from storage.root import Root
 from storage.runs import RunRecord
@@ -14,6 +15,9 @@ _NOUNS = {"image_id": "images", "class_name": "classes"}
 
 _WITHOUT_ROWS = "NoExamples"
 """The type of the notes on what the dataset has no rows of, and so does not count."""
+
+GONE = "Gone"
+"""The type of the note on a dataset whose manifest is missing; no ledger holds it."""
 
 _PHRASES = {
     "Annotation": "have an annotation that was not taken as it stands",
@@ -112,10 +116,21 @@ def notes_in(manifest: Manifest) -> list[NoteCount]:
 
 
 def recorded_notes(root: Root, record: RunRecord) -> list[NoteCount]:
-    """The notes of all complete datasets of a run."""
-    return [
-        note
-        for name, entry in record.datasets.items()
-        if entry.manifest is not None
-        for note in notes_in(read_manifest(root, name, entry.method, entry.manifest))
-    ]
+    """The notes of all complete datasets of a run, and one on each that is there no more (deleted by hand, say)."""
+    notes: list[NoteCount] = []
+    for name, entry in record.datasets.items():
+        if entry.manifest is None:
+            continue
+        try:
+            notes += notes_in(read_manifest(root, name, entry.method, entry.manifest))
+        except DamagedFileError as error:
+            if error.reason != MISSING:
+                raise
+            notes.append(_gone(entry.stage, name, f"{error}; the next run makes {name} anew"))
+    return notes
+
+
+def _gone(stage: str, dataset: str, message: str) -> NoteCount:
+    return NoteCount(
+        stage=stage, dataset=dataset, type=GONE, count=1, things=0, of=None, noun="", example="", message=message
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
@@ -15,11 +15,12 @@ from jobs.config.run_config import RunConfig
 from jobs.errors import RunFailed, UsageError
 from jobs.record.invocation import Invocation
 from jobs.record.versions import versions
-from storage.damage import DamagedFileError
+from storage.commits import LedgerRow
+from storage.damage import MISSING, DamagedFileError
 from storage.manifest import read_manifest
 from storage.quality import NetworkQuality
 from storage.root import Root, StorageError, store_errors
-from storage.runs import RunRecord, check_run_name, read_run, record_key, run_names, write_run
+from storage.runs import DatasetRecord, RunRecord, check_run_name, read_run, record_key, run_names, write_run
 from storage.secrets import redacted, redacted_value
 
 _log = logging.getLogger("spp")
@@ -104,16 +105,29 @@ def recorded_config(record: RunRecord) -> RunConfig:
 
 
 def failed_images(root: Root, record: RunRecord) -> dict[str, str]:
-    """Image id to reason, of the images that failed in some dataset of a run."""
+    """Image id to reason, of the images that failed in some dataset of a run.
+
+    Of a dataset that is there no more (deleted by hand, say) they are not known: ``recorded_notes`` tells of it.
+    """
     reasons: dict[str, str] = {}
     for name, entry in record.datasets.items():
         if entry.manifest is not None and entry.failed:
-            for row in read_manifest(root, name, entry.method, entry.manifest).ledger:
+            for row in _ledger(root, name, entry):
                 if row.level == "failed":
                     reasons.setdefault(row.image_id, f"{row.stage}: {row.type}: {row.message}")
         if isinstance(entry.quality, NetworkQuality):  # a network in test has no ledger of its own
             reasons = {**entry.quality.failed, **reasons}
     return dict(sorted(reasons.items()))
+
+
+def _ledger(root: Root, dataset: str, entry: DatasetRecord) -> Sequence[LedgerRow]:
+    assert entry.manifest is not None
+    try:
+        return read_manifest(root, dataset, entry.method, entry.manifest).ledger
+    except DamagedFileError as error:
+        if error.reason != MISSING:
+            raise
+        return ()
 
 
 def _now() -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from jobs.console.runs import list_failed, print_notes
 from jobs.record.notes import NoteCount, notes_in, recorded_notes
+from jobs.record.recording import failed_images
 from storage.commits import CommitName, LedgerRow
 from storage.manifest import Manifest, in_memory, rows_of
 from storage.runs import write_run
@@ -60,7 +61,8 @@ def test_a_note_of_the_whole_data_set_is_its_message():
 
 def test_a_ledger_without_notes_has_none_and_reads_no_more(place):
     commit_features(place, "aa", {"a": 1}, ledger=[failed("b")])
-    assert notes_in(fold_winners(place, "features")) == []
+    record = publish_run(place)
+    record.datasets["features"].failed = 1
 
 
 def test_one_type_of_two_stages_is_two_kinds(place):
@@ -149,6 +151,21 @@ def test_of_a_run_complete_datasets_are_counted(place, capsys):
     record.datasets["features"].manifest = None
     write_run(place, record)
     assert [kind.dataset for kind in recorded_notes(place, record)] == ["images"]
+
+
+def test_a_dataset_that_was_deleted_by_hand_is_a_note_and_its_failed_images_are_not_known(place, capsys):
+    commit_images(place, "1a", ["a"])
+    commit_features(place, "aa", {"a": 1}, ledger=[failed("b")])
+    record = publish_run(place)
+    record.datasets["features"].failed = 1
+    assert list(failed_images(place, record)) == ["b"]
+    place.fs.rm(place.path("features"), recursive=True)
+    assert failed_images(place, record) == {}
+    assert [kind.dataset for kind in recorded_notes(place, record)] == ["features"]
+    print_notes(place, record)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"note: extract: features/{METHOD}/manifest/")
+    assert line.endswith("the file is missing; the next run makes features anew")
 
 
 def test_without_notes_nothing_is_said(place, capsys):
