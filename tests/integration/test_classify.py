@@ -18,6 +18,8 @@ from storage.root import Root, open_root
 from storage.sql import connect
 from tests.voc_folder import VocFolder
 
+pytestmark = pytest.mark.slow
+
 FEATURES = {"body": "zf5", "weights": "random", "pyramid": [6, 2, 1]}
 EXECUTION = {"progress_seconds": 1, "backoff": 0.1, "workers": 1}
 COLOURS = {"blue": (30, 60, 230), "green": (20, 210, 40), "red": (230, 40, 30)}
@@ -105,7 +107,6 @@ def test_a_rerun_makes_nothing_and_another_C_measures_only(classified):
     assert main(["classify", "--config", str(config), "--root", str(root)]) == 3
 
 
-@pytest.mark.slow
 def test_both_solvers_agree(classified):
     config, root, _ = classified
     layers = ("--set", "classify.layers=[spp]")
@@ -118,7 +119,6 @@ def test_both_solvers_agree(classified):
     np.testing.assert_allclose([row[-1] for row in ours], [row[-1] for row in theirs], atol=0.02)
 
 
-@pytest.mark.slow
 def test_a_failed_image_is_tried_again(classified, folder):
     config, root, _ = classified
     before = {path.name for path in (root / "image_features").glob("*/commit/*")}
@@ -140,7 +140,6 @@ def test_verify_status_and_gc_know_it(classified, capsys):
     assert main(["verify", *where, "--run", "colours"]) == 0
 
 
-@pytest.mark.slow
 def test_the_table_has_the_papers_columns(classified, tmp_path, capsys):
     config, root, _ = classified
     files = ("--csv", str(tmp_path / "t.csv"), "--markdown", str(tmp_path / "t.md"))

@@ -22,6 +22,8 @@ from storage.sql import connect
 from tests.project import Project
 from tests.voc_folder import VocFolder
 
+pytestmark = pytest.mark.slow
+
 ONE, TWO = ("--run", "one"), ("--run", "two", "--set", "features.seed=1")
 PARTS = ["one", "two"]
 
@@ -233,7 +235,6 @@ def test_runs_that_do_not_fit_are_refused_by_what_differs(pair, root, copied, tm
         combine(root, PARTS, "new", nms_overlap=30)
 
 
-@pytest.mark.slow
 def test_an_image_that_failed_in_one_run_fails_in_the_combination(finished, tmp_path, capsys):
     project = finished.clone(tmp_path)
     loose = ("--set", "execution.max_failed=1")

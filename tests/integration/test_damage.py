@@ -55,12 +55,12 @@ DAMAGE: dict[str, Callable[[bytes, Path], bytes | None]] = {
 }
 
 FILES = (
-    "runs",
-    "images/*/data",
+    pytest.param("runs", marks=pytest.mark.slow),
     "features/*/manifest",
     *(
         pytest.param(pattern, marks=pytest.mark.slow)
         for pattern in (
+            "images/*/data",
             "objects/*/commit",
             "images/*/manifest",
             "proposals/*/manifest",

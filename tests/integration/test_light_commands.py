@@ -67,6 +67,7 @@ def test_who_looks_at_a_run_loads_what_shows_it(shell, finished):
     assert not asked & (HEAVY | {"PIL", "pandas"})
 
 
+@pytest.mark.slow
 def test_a_plan_reads_weights_once(shell, finished, project):
     assert "torch" in shell.loaded(finished, "plan"), "nothing is known yet"
     assert not shell.loaded(finished, "plan") & HEAVY

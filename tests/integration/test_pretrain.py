@@ -28,6 +28,8 @@ from storage.tensors import read_tensors
 from tests.project import CONFIG, Project, sets
 from tests.small_body import SMALL_BODY
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("blue", "green", "red")
 BODY = "squeezenet1_1"
 
@@ -253,7 +255,6 @@ def test_a_worker_that_is_killed_goes_on_where_the_last_checkpoint_was(tmp_path,
     assert curve.equals(other)
 
 
-@pytest.mark.slow
 def test_two_workers_train_on_a_table_of_images(tmp_path, capsys):
     tables = tmp_path / "tables"
     tables.mkdir()

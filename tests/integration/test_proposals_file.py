@@ -33,6 +33,7 @@ def boxes(project, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_the_boxes_of_a_file_are_the_proposals_of_its_images(project, boxes, tmp_path, capsys):
     assert project.spp("run", *EXTRACT, *arguments(boxes), "--json") == 0
     told = capsys.readouterr()

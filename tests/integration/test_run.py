@@ -69,6 +69,7 @@ def test_the_same_command_again_does_nothing(cloned):
     assert {dataset: cloned.commits(dataset) for dataset in before} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "says"), [("--quiet", False), ("--verbose", True)])
 def test_a_command_says_less_or_more(cloned, capsys, option, says):
     (cloned.data.path / "JPEGImages" / "im-003.jpg").unlink()
@@ -83,6 +84,7 @@ def test_a_command_says_less_or_more(cloned, capsys, option, says):
     assert "give one of them" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_roots_hold_the_same_content(extracted, tmp_path):
     assert extracted.spp("run", *EXTRACT, root=tmp_path / "other") == 0
     other = Project(extracted.data, extracted.config, tmp_path / "other")

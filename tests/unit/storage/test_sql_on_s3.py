@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 from storage.root import Root, StorageError, open_root
 from storage.runs import read_run
@@ -25,11 +26,13 @@ def bucket(aws_files) -> Iterator[str]:
     config, credentials = aws_files / "config", aws_files / "credentials"
     config.write_text(f"[default]\nregion = us-east-1\nendpoint_url = http://{host}:{port}\n")
     credentials.write_text("[default]\naws_access_key_id = test\naws_secret_access_key = test\n")
+    S3FileSystem.clear_instance_cache()  # another test may have made one that knows of no credentials
     try:
         open_root("s3://queries").fs.mkdir("queries")
         yield "s3://queries"
     finally:
         server.stop()
+        S3FileSystem.clear_instance_cache()
         config.unlink()
         credentials.unlink()
 

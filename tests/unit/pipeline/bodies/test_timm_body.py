@@ -60,15 +60,16 @@ BLOCK = Layer(3, 1, 1)
         ("resnet18", (Layer(7, 2, 3), Layer(3, 2, 1), *(BLOCK,) * 4, *(Layer(3, 2, 1), *(BLOCK,) * 3) * 2)),
         # TensorFlow's padding; its map of stride 16 lies before the block whose stride ours has taken away
         ("tf_efficientnet_lite0", EFFICIENTNET_LITE0.layers[:12]),
-        ("tf_efficientnet_lite2", EFFICIENTNET_LITE2.layers[:16]),
+        pytest.param("tf_efficientnet_lite2", EFFICIENTNET_LITE2.layers[:16], marks=pytest.mark.slow),
         # 2x2 average poolings between dense blocks: a centre that is no multiple of half a stride
-        (
+        pytest.param(
             "densenet121",
             (
                 *(Layer(7, 2, 3), Layer(3, 2, 1), *(BLOCK,) * 6),
                 *(Layer(2, 2), *(BLOCK,) * 12),
                 *(Layer(2, 2), *(BLOCK,) * 24),
             ),
+            marks=pytest.mark.slow,
         ),
     ],
 )
