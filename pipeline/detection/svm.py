@@ -7,14 +7,15 @@ With features x already scaled, the objective of a class is
 which is what liblinear's ``-s 3 -B bias -w1 positive_weight`` minimises: the bias is the weight of a feature of value
 ``bias``.
 
-Two solvers find the same minimum. Vectors are much longer than a class has examples, and the dual sees them only
-through their products: with the Gram matrix at hand a step of coordinate descent (Hsieh et al. 2008, which liblinear
-does on the vectors) touches N numbers instead of ``dim``, and needs a sixth of the memory.
+Three solvers find the same minimum, and each says how near it is: the gap between the primal and the dual objective,
+computed in float64 from the examples themselves. Vectors are much longer than a class has examples, and the dual sees
+them only through their products: over these a step touches N numbers instead of ``dim``.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -22,7 +23,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compiled import compiled
+from pipeline.detection.dual import descend_examples, descend_products, score, squares, weigh
+from pipeline.detection.gram import gram
 from pipeline.products import one_thread
 
 
@@ -51,14 +53,20 @@ class Objective:
 
 @dataclass(frozen=True)
 class SvmFit:
-    """A trained SVM: ``weight`` float64 (dim,), ``bias``, the scores (N,) of its examples, and how it was found."""
+    """A trained SVM: ``weight`` float64 (dim,), ``bias``, the scores (N,) of its examples, and how it was found.
+
+    ``coefficients`` (N,): the dual variables, each a float32, from which a later fit may begin; None of a solver that
+    has none to give. ``gap``: how far, relatively, the objective is from its minimum, at most. ``iterations``: sweeps.
+    """
 
     weight: NDArray[np.float64]
     bias: float
     scores: NDArray[np.float64]
     objective: Objective
     iterations: int
+    gap: float
     converged: bool
+    coefficients: NDArray[np.float64] | None = None
 
 
 class SvmSolver(Protocol):
@@ -66,9 +74,16 @@ class SvmSolver(Protocol):
 
     dtype: ClassVar[type]
 
-    def fit(self, features: NDArray[np.floating], positive: NDArray[np.bool_], problem: SvmProblem) -> SvmFit:
+    def fit(
+        self,
+        features: NDArray[np.floating],
+        positive: NDArray[np.bool_],
+        problem: SvmProblem,
+        start: NDArray[np.float64] | None = None,
+    ) -> SvmFit:
         """Train on scaled features (N, dim), C-contiguous, of which ``positive`` (N,) says the class.
 
+        ``start`` (N,): the coefficients of an earlier fit, 0 of examples that it had not; where they help.
         Raises ValueError unless there are examples of both kinds.
         """
         ...
@@ -84,29 +99,41 @@ class SvmSolver(Protocol):
 
 @dataclass(frozen=True)
 class GramSolver:
-    """Coordinate descent on the dual, over the Gram matrix. ``tolerance``: relative gap to the minimum, at most."""
+    """Descent on the dual over the Gram matrix. ``tolerance``: relative gap to the minimum, at most."""
 
     dtype: ClassVar[type] = np.float32
     tolerance: float = 1e-4
     max_iterations: int = 10_000
     seed: int = 0
 
-    def fit(self, features: NDArray[np.floating], positive: NDArray[np.bool_], problem: SvmProblem) -> SvmFit:
+    def fit(
+        self,
+        features: NDArray[np.floating],
+        positive: NDArray[np.bool_],
+        problem: SvmProblem,
+        start: NDArray[np.float64] | None = None,
+        products: NDArray[np.float32] | None = None,
+    ) -> SvmFit:
+        """``products`` (N, N): the features' Gram matrix, if it is there already (``pipeline.detection.gram``)."""
         _check_kinds(positive)
-        with one_thread():
-            gram = features @ features.T
-            if not np.isfinite(np.einsum("ii->i", gram)).all():
-                raise ValueError("features must be finite, and their squares too")
-            gram += np.float32(problem.bias**2)
-            signs = np.where(positive, 1.0, -1.0)
-            most = np.where(positive, problem.C * problem.positive_weight, problem.C)
-            alphas, iterations = _descend(gram, signs, most, self.tolerance, self.max_iterations, self.seed)
-            coefficients = alphas * signs
-            weight = (coefficients.astype(features.dtype) @ features).astype(np.float64)
-            bias = problem.bias**2 * float(coefficients.sum())
-            scores = (features @ weight.astype(features.dtype)).astype(np.float64) + bias
-            parts = objective(weight, bias, scores, positive, problem)
-        return SvmFit(weight, bias, scores, parts, iterations, iterations < self.max_iterations)
+        made = gram(features) if products is None else products
+
+        def descend(fit: _Dual, tolerance: float, most_sweeps: int) -> int:
+            return descend_products(
+                made,
+                problem.bias**2,
+                fit.signs,
+                fit.most,
+                fit.alphas,
+                fit.scores,
+                tolerance,
+                most_sweeps,
+                self.seed,
+            )
+
+        if not np.isfinite(np.einsum("ii->i", made)).all():
+            raise ValueError("features must be finite, and their squares too")
+        return _solved(features, positive, problem, start, descend, self.tolerance, self.max_iterations)
 
     def most_rows(self, memory: int, dim: int) -> int:
         return int(((dim + 1) ** 2 + memory) ** 0.5 - (dim + 1)) // 2  # of 4 n (dim + 1) + 4 n n
@@ -115,8 +142,110 @@ class GramSolver:
         return 4 * rows * (dim + 1 + rows)  # the features and the Gram matrix
 
 
+@dataclass(frozen=True)
+class ExampleSolver:
+    """Descent on the dual over the examples, in memory that grows with them alone. ``tolerance``: as of Gram's."""
+
+    dtype: ClassVar[type] = np.float32
+    tolerance: float = 1e-4
+    max_iterations: int = 10_000
+    seed: int = 0
+
+    def fit(
+        self,
+        features: NDArray[np.floating],
+        positive: NDArray[np.bool_],
+        problem: SvmProblem,
+        start: NDArray[np.float64] | None = None,
+    ) -> SvmFit:
+        _check_kinds(positive)
+        lengths = squares(features)
+        if not np.isfinite(lengths).all():
+            raise ValueError("features must be finite, and their squares too")
+
+        def descend(fit: _Dual, tolerance: float, most_sweeps: int) -> int:
+            weight = np.append(fit.weight, fit.bias / problem.bias)
+            return descend_examples(
+                features,
+                lengths,
+                problem.bias,
+                fit.signs,
+                fit.most,
+                fit.alphas,
+                weight,
+                tolerance,
+                most_sweeps,
+                self.seed,
+            )
+
+        return _solved(features, positive, problem, start, descend, self.tolerance, self.max_iterations)
+
+    def most_rows(self, memory: int, dim: int) -> int:
+        return memory // self.bytes_needed(1, dim)
+
+    def bytes_needed(self, rows: int, dim: int) -> int:
+        return 4 * rows * (dim + 32)  # the features, and some numbers of each
+
+
+@dataclass
+class _Dual:
+    """Where a descent stands: variables (N,) and bounds, and the SVM that they give."""
+
+    signs: NDArray[np.float64]
+    most: NDArray[np.float64]
+    alphas: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    bias: float
+    scores: NDArray[np.float64]
+
+
+_CORRECTIONS = 5
+"""Times that a descent goes on from exact scores, where those of float32 products called it near enough too early."""
+
+
+def _solved(
+    features: NDArray[np.floating],
+    positive: NDArray[np.bool_],
+    problem: SvmProblem,
+    start: NDArray[np.float64] | None,
+    descend: Callable[[_Dual, float, int], int],
+    tolerance: float,
+    max_iterations: int,
+) -> SvmFit:
+    """What ``descend`` (state, tolerance, most sweeps; the sweeps that it did) comes to, measured on the examples."""
+    signs = np.where(positive, 1.0, -1.0)
+    most: NDArray[np.float64] = np.where(positive, problem.C * problem.positive_weight, problem.C)
+    most = most.astype(np.float32).astype(np.float64)  # as coefficients are
+    alphas = np.zeros(len(signs)) if start is None else np.clip(start, 0.0, most)
+    with one_thread():
+        sweeps, wanted = 0, tolerance
+        dual = _Dual(signs, most, alphas, *_svm(features, alphas * signs, problem))
+        for _ in range(_CORRECTIONS):
+            sweeps += descend(dual, wanted, max_iterations - sweeps)
+            dual.alphas = np.clip(dual.alphas.astype(np.float32).astype(np.float64), 0.0, most)
+            dual.weight, dual.bias, dual.scores = _svm(features, dual.alphas * signs, problem)
+            parts = objective(dual.weight, dual.bias, dual.scores, positive, problem)
+            least = float(dual.alphas.sum()) - parts.regulariser  # the dual objective: no SVM has a lower one
+            gap = max(0.0, parts.total - least) / least if least > 0 else np.inf
+            if gap <= tolerance or sweeps >= max_iterations:
+                break
+            wanted *= 0.5
+    return SvmFit(dual.weight, dual.bias, dual.scores, parts, sweeps, gap, gap <= tolerance, dual.alphas)
+
+
+def _svm(
+    features: NDArray[np.floating], coefficients: NDArray[np.float64], problem: SvmProblem
+) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
+    """Weight and bias of coefficients (N,) with signs, and the scores of the examples."""
+    weight, scores = np.empty(features.shape[1]), np.empty(len(features))
+    weigh(features, coefficients, weight)
+    bias = problem.bias**2 * float(coefficients.sum())
+    score(features, weight, bias, scores)
+    return weight, bias, scores
+
+
 def solve_products(
-    gram: NDArray[np.float32],
+    products: NDArray[np.float32],
     positive: NDArray[np.bool_],
     problem: SvmProblem,
     *,
@@ -130,7 +259,7 @@ def solve_products(
 
     Parameters
     ----------
-    gram : float32 (N, N), C-contiguous, the products of the (scaled) examples without the bias's.
+    products : float32 (N, N), C-contiguous, those of the (scaled) examples without the bias's.
     positive : (N, K).
     used : (N, K), the examples of each class; by default all. Of the others the coefficient is 0.
     threads : classes that are solved at once.
@@ -145,13 +274,14 @@ def solve_products(
     used = np.ones_like(positive) if used is None else used
     for column, kept in zip(positive.T, used.T, strict=True):
         _check_kinds(column[kept])
-    biased = gram + np.float32(problem.bias**2)
 
     def solve(column: NDArray[np.bool_], kept: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
         signs = np.where(column, 1.0, -1.0)
         bound: NDArray[np.float64] = np.where(column, problem.C * problem.positive_weight, problem.C)
-        most = kept * bound
-        alphas, sweeps = _descend(biased, signs, most, tolerance, max_iterations, seed)
+        alphas, scores = np.zeros(len(signs)), np.zeros(len(signs))
+        sweeps = descend_products(
+            products, problem.bias**2, signs, kept * bound, alphas, scores, tolerance, max_iterations, seed
+        )
         return alphas * signs, sweeps
 
     with ThreadPoolExecutor(threads) as workers:
@@ -168,7 +298,13 @@ class LinearSvcSolver:
     max_iterations: int = 10_000
     seed: int = 0
 
-    def fit(self, features: NDArray[np.floating], positive: NDArray[np.bool_], problem: SvmProblem) -> SvmFit:
+    def fit(
+        self,
+        features: NDArray[np.floating],
+        positive: NDArray[np.bool_],
+        problem: SvmProblem,
+        start: NDArray[np.float64] | None = None,
+    ) -> SvmFit:
         from sklearn.exceptions import ConvergenceWarning  # seconds, which the other solver does without
         from sklearn.svm import LinearSVC
 
@@ -190,7 +326,8 @@ class LinearSvcSolver:
             scores = features @ weight + bias
             iterations = int(np.max(svc.n_iter_))
             parts = objective(weight, bias, scores, positive, problem)
-        return SvmFit(weight, bias, scores, parts, iterations, iterations < self.max_iterations)
+        converged = iterations < self.max_iterations
+        return SvmFit(weight, bias, scores, parts, iterations, self.tolerance if converged else np.inf, converged)
 
     def most_rows(self, memory: int, dim: int) -> int:
         return memory // self.bytes_needed(1, dim)
@@ -218,57 +355,3 @@ def objective(
 def _check_kinds(positive: NDArray[np.bool_]) -> None:
     if positive.all() or not positive.any():
         raise ValueError(f"an SVM needs examples of both kinds, not {positive.sum()} positives of {len(positive)}")
-
-
-_SWEEPS_BETWEEN_CHECKS = 5
-
-
-@compiled(fastmath=True)
-def _descend(
-    gram: NDArray[np.float32],
-    signs: NDArray[np.float64],
-    most: NDArray[np.float64],
-    tolerance: float,
-    max_iterations: int,
-    seed: int,
-) -> tuple[NDArray[np.float64], int]:
-    """Dual variables (N,) in [0, most], and sweeps done, for the Gram matrix float32 (N, N), bias feature included.
-
-    Ends when the primal objective of the scores exceeds the dual one by no more than ``tolerance`` of itself.
-    """
-    count = len(signs)
-    alphas = np.zeros(count)
-    scores = np.zeros(count, np.float32)
-    np.random.seed(seed)  # of compiled code, not of NumPy
-    sweeps = 0
-    while sweeps < max_iterations:
-        for i in np.random.permutation(count):
-            gradient = signs[i] * scores[i] - 1.0
-            if (alphas[i] <= 0.0 and gradient >= 0.0) or (alphas[i] >= most[i] and gradient <= 0.0):
-                continue
-            new = min(max(alphas[i] - gradient / gram[i, i], 0.0), most[i])
-            change = np.float32((new - alphas[i]) * signs[i])
-            alphas[i] = new
-            row = gram[i]
-            for j in range(count):
-                scores[j] += change * row[j]
-        sweeps += 1
-        if sweeps % _SWEEPS_BETWEEN_CHECKS == 0:
-            scores[:] = 0.0  # anew: many small changes in float32 have drifted
-            for i in range(count):
-                if alphas[i] > 0.0:
-                    change = np.float32(alphas[i] * signs[i])
-                    row = gram[i]
-                    for j in range(count):
-                        scores[j] += change * row[j]
-            squared = 0.0
-            loss = 0.0
-            total = 0.0
-            for i in range(count):
-                squared += alphas[i] * signs[i] * scores[i]
-                loss += most[i] * max(0.0, 1.0 - signs[i] * scores[i])
-                total += alphas[i]
-            primal = 0.5 * squared + loss
-            if primal - (total - 0.5 * squared) <= tolerance * primal:
-                break
-    return alphas, sweeps

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 
-from pipeline.detection.svm import GramSolver, LinearSvcSolver, SvmProblem, objective
+from pipeline.detection.svm import ExampleSolver, GramSolver, LinearSvcSolver, SvmProblem, objective
 
-SOLVERS = {"gram": GramSolver, "sklearn": LinearSvcSolver}
+SOLVERS = {"gram": GramSolver, "examples": ExampleSolver, "sklearn": LinearSvcSolver}
 both_solvers = pytest.mark.parametrize("solver", list(SOLVERS.values()), ids=list(SOLVERS))
 
 DRAWN = {

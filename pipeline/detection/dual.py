@@ -1,0 +1,287 @@
+"""The dual of a linear SVM with a regularised bias, solved over the products of its examples or over these themselves.
+
+    minimise 0.5 |sum a_i y_i x_i|^2 + 0.5 bias^2 (sum a_i y_i)^2 - sum a_i    over 0 <= a_i <= most_i
+
+Both begin with coordinate descent (Hsieh et al. 2008, algorithm 1, which liblinear uses): one variable after another,
+in a new order in each sweep, goes to where it is best. Scores are kept in float64 throughout: in float32 many small
+changes drift until no sweep comes nearer.
+
+Where classes overlap, many variables end inside their bounds, and sweeps come nearer ever more slowly. So between some
+sweeps all that are inside move together, by conjugate gradients over their face of the box, to where the objective is
+lowest along the way (Moré and Toraldo 1991, "On the solution of large quadratic programming problems with bound
+constraints"). Sweeps find the face, and conjugate gradients the place on it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.compiled import compiled
+
+_FAST = {"reassoc", "contract", "nsz", "arcp"}
+"""Sums in any order; but infinities are what they are."""
+
+_SWEEPS_BETWEEN = 5
+"""Sweeps before the gap is looked at, and the face searched."""
+
+_MOST_STEPS = 100
+"""Of conjugate gradients in one search."""
+
+_MOST_OUTSIDE = 0.05
+"""Of the variables of a face, those that a search may push over their bounds before it ends: the face is not yet right,
+and what is beyond is cut off."""
+
+_RESIDUAL = 0.1
+"""What a search leaves of the gradient before it ends."""
+
+
+@compiled(fastmath=_FAST)
+def _products(
+    gram: NDArray[np.float32],
+    offset: float,
+    rows: NDArray[np.int64],
+    factors: NDArray[np.float64],
+    sums: NDArray[np.float64],
+) -> None:
+    """``sums = factors @ (gram[rows] + offset)``, four rows in one pass over the sums."""
+    count, taken = len(sums), len(rows)
+    total = 0.0
+    for k in range(taken):
+        total += factors[k]
+    for j in range(count):
+        sums[j] = offset * total
+    whole = taken - taken % 4
+    for k in range(0, whole, 4):
+        a, b, c, d = gram[rows[k]], gram[rows[k + 1]], gram[rows[k + 2]], gram[rows[k + 3]]
+        e, f, g, h = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
+        for j in range(count):
+            sums[j] += e * a[j] + f * b[j] + g * c[j] + h * d[j]
+    for k in range(whole, taken):
+        a, e = gram[rows[k]], factors[k]
+        for j in range(count):
+            sums[j] += e * a[j]
+
+
+@compiled(fastmath=_FAST)
+def _face_step(
+    gram: NDArray[np.float32],
+    offset: float,
+    signs: NDArray[np.float64],
+    most: NDArray[np.float64],
+    alphas: NDArray[np.float64],
+    scores: NDArray[np.float64],
+) -> None:
+    """Move the variables that are inside their bounds together; ``alphas`` and ``scores`` (N,) change in place."""
+    total = len(alphas)
+    inside = np.empty(total, np.int64)
+    count = 0
+    for i in range(total):
+        if 0.0 < alphas[i] < most[i]:
+            inside[count] = i
+            count += 1
+    if count < 2:
+        return
+    inside = inside[:count]
+    step, residual, way, change = np.zeros(count), np.empty(count), np.empty(count), np.empty(count)
+    sums = np.empty(total)
+    square = 0.0
+    for k in range(count):
+        i = inside[k]
+        residual[k] = way[k] = signs[i] * (1.0 - signs[i] * scores[i])  # all of these with the examples' signs
+        square += residual[k] * residual[k]
+    first = square
+    for _ in range(_MOST_STEPS):
+        _products(gram, offset, inside, way, sums)
+        curvature = 0.0
+        for k in range(count):
+            curvature += way[k] * sums[inside[k]]
+        if curvature <= 1e-14 * square:
+            break
+        length, last, square, outside = square / curvature, square, 0.0, 0
+        for k in range(count):
+            i = inside[k]
+            step[k] += length * way[k]
+            residual[k] -= length * sums[i]
+            square += residual[k] * residual[k]
+            reached = alphas[i] + signs[i] * step[k]
+            outside += reached < 0.0 or reached > most[i]
+        if outside > _MOST_OUTSIDE * count or square <= _RESIDUAL**2 * first:
+            break
+        for k in range(count):
+            way[k] = residual[k] + (square / last) * way[k]
+    for _ in range(12):  # shorter until it is one downwards, cut off at the bounds
+        for k in range(count):
+            i = inside[k]
+            change[k] = signs[i] * (min(max(alphas[i] + signs[i] * step[k], 0.0), most[i]) - alphas[i])
+            step[k] *= 0.5
+        _products(gram, offset, inside, change, sums)
+        lower = 0.0
+        for k in range(count):
+            i = inside[k]
+            lower += change[k] * (scores[i] - signs[i] + 0.5 * sums[i])
+        if lower < 0.0:
+            for k in range(count):
+                i = inside[k]
+                alphas[i] = min(max(alphas[i] + signs[i] * change[k], 0.0), most[i])
+            for j in range(total):
+                scores[j] += sums[j]
+            return
+
+
+@compiled(fastmath=_FAST)
+def _gap(
+    signs: NDArray[np.float64], most: NDArray[np.float64], alphas: NDArray[np.float64], scores: NDArray[np.float64]
+) -> float:
+    """By how much the primal objective of the scores exceeds the dual one, relative to the dual one."""
+    squared = loss = total = 0.0
+    for i in range(len(signs)):
+        squared += alphas[i] * signs[i] * scores[i]
+        loss += most[i] * max(0.0, 1.0 - signs[i] * scores[i])
+        total += alphas[i]
+    dual = total - 0.5 * squared
+    return (0.5 * squared + loss - dual) / dual if dual > 0.0 else np.inf
+
+
+@compiled(fastmath=_FAST)
+def descend_products(
+    gram: NDArray[np.float32],
+    offset: float,
+    signs: NDArray[np.float64],
+    most: NDArray[np.float64],
+    alphas: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    tolerance: float,
+    max_sweeps: int,
+    seed: int,
+) -> int:
+    """Solve over the Gram matrix float32 (N, N), to each of whose numbers ``offset`` (bias^2) belongs; sweeps done.
+
+    ``alphas`` (N,) in [0, ``most``] and the ``scores`` (N,) that they give are where it begins, and change in place.
+    ``signs`` (N,): 1 or -1. Ends when the gap is at most ``tolerance``, or after ``max_sweeps``.
+    """
+    count = len(signs)
+    np.random.seed(seed)  # of compiled code, not of NumPy
+    sweeps = 0
+    while sweeps < max_sweeps and not _gap(signs, most, alphas, scores) <= tolerance:
+        if sweeps:
+            _face_step(gram, offset, signs, most, alphas, scores)
+        for _ in range(min(_SWEEPS_BETWEEN, max_sweeps - sweeps)):
+            for i in np.random.permutation(count):
+                gradient = signs[i] * scores[i] - 1.0
+                if (alphas[i] <= 0.0 and gradient >= 0.0) or (alphas[i] >= most[i] and gradient <= 0.0):
+                    continue
+                new = min(max(alphas[i] - gradient / (gram[i, i] + offset), 0.0), most[i])
+                change = (new - alphas[i]) * signs[i]
+                if change == 0.0:
+                    continue
+                alphas[i] = new
+                row, shift = gram[i], change * offset
+                for j in range(count):
+                    scores[j] += change * row[j] + shift
+            sweeps += 1
+    return sweeps
+
+
+@compiled(fastmath=_FAST)
+def weigh(features: NDArray[np.float32], coefficients: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
+    """``weight`` (dim,) becomes ``coefficients @ features``, of examples float32 (N, dim), in float64."""
+    weight[:] = 0.0
+    for i in range(len(features)):
+        factor, row = coefficients[i], features[i]
+        if factor != 0.0:
+            for j in range(len(weight)):
+                weight[j] += factor * row[j]
+
+
+@compiled(fastmath=_FAST)
+def score(features: NDArray[np.float32], weight: NDArray[np.float64], bias: float, scores: NDArray[np.float64]) -> None:
+    """``scores`` (N,) become ``features @ weight + bias``, in float64."""
+    for i in range(len(features)):
+        total, row = 0.0, features[i]
+        for j in range(len(weight)):
+            total += row[j] * weight[j]
+        scores[i] = total + bias
+
+
+@compiled(fastmath=_FAST)
+def squares(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The squared length of each example, (N,), in float64."""
+    found = np.empty(len(features))
+    for i in range(len(features)):
+        total, row = 0.0, features[i]
+        for j in range(len(row)):
+            total += np.float64(row[j]) * row[j]
+        found[i] = total
+    return found
+
+
+@compiled(fastmath=_FAST)
+def descend_examples(
+    features: NDArray[np.float32],
+    lengths: NDArray[np.float64],
+    bias: float,
+    signs: NDArray[np.float64],
+    most: NDArray[np.float64],
+    alphas: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    tolerance: float,
+    max_sweeps: int,
+    seed: int,
+) -> int:
+    """Solve over the examples float32 (N, dim) themselves, of squared ``lengths`` (N,); sweeps done.
+
+    ``alphas`` (N,) and the ``weight`` (dim + 1,) that they give, the bias feature's the last, change in place.
+    Variables at a bound that they are pressed against are left out of the sweeps (shrinking: Hsieh et al. 2008, 3.3)
+    until the others are at rest. Ends when the gap is at most ``tolerance``, or after ``max_sweeps``.
+    """
+    count, dim = features.shape
+    np.random.seed(seed)
+    scores = np.empty(count)
+    active = np.arange(count)
+    highest, lowest = np.inf, -np.inf
+    rest, sweeps = 0.1, 0
+    while sweeps < max_sweeps:
+        order = np.random.permutation(len(active))
+        kept = np.ones(len(active), np.bool_)
+        most_violated, least_violated = -np.inf, np.inf
+        for place in order:
+            i = active[place]
+            row, total = features[i], bias * weight[dim]
+            for j in range(dim):
+                total += row[j] * weight[j]
+            gradient = signs[i] * total - 1.0
+            violation = gradient
+            if alphas[i] <= 0.0:
+                if gradient > highest:
+                    kept[place] = False
+                    continue
+                violation = min(gradient, 0.0)
+            elif alphas[i] >= most[i]:
+                if gradient < lowest:
+                    kept[place] = False
+                    continue
+                violation = max(gradient, 0.0)
+            most_violated, least_violated = max(most_violated, violation), min(least_violated, violation)
+            if violation == 0.0:
+                continue
+            new = min(max(alphas[i] - gradient / (lengths[i] + bias * bias), 0.0), most[i])
+            change = (new - alphas[i]) * signs[i]
+            alphas[i] = new
+            for j in range(dim):
+                weight[j] += change * row[j]
+            weight[dim] += change * bias
+        sweeps += 1
+        active = active[kept]
+        highest = most_violated if most_violated > 0.0 else np.inf
+        lowest = least_violated if least_violated < 0.0 else -np.inf
+        if len(active) and most_violated - least_violated > rest:
+            continue
+        score(features, weight[:dim], bias * weight[dim], scores)  # the others are at rest: is it the minimum of all?
+        gap = _gap(signs, most, alphas, scores)
+        if gap <= tolerance:
+            break
+        rest = max(1e-12, rest * min(0.5, 0.5 * tolerance / gap * 10.0))
+        active = np.arange(count)
+        highest, lowest = np.inf, -np.inf
+    return sweeps
