@@ -192,8 +192,8 @@ def choose_solver(config: ClassifyConfig, images: int, train: int, dim: int) -> 
     """
     most = config.memory_mb * 1_000_000
     needs: dict[Literal["gram", "sklearn"], int] = {
-        # vectors, products, some columns; later the products of those trained on, with and without the bias's
-        "gram": 2 * images * dim + 4 * images * (images + 4096) + 2 * 4 * train * train,
+        # vectors, products, some columns; later the products of those trained on
+        "gram": 2 * images * dim + 4 * images * (images + 4096) + 4 * train * train,
         "sklearn": 2 * images * dim + LinearSvcSolver().bytes_needed(train, dim),
     }
     order: tuple[Literal["gram", "sklearn"], ...] = ("gram", "sklearn") if images <= 2 * dim else ("sklearn", "gram")

@@ -32,11 +32,12 @@ _TASKS_PER_GPU = 8
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine of the cluster has for us; ``memory`` in bytes."""
+    """What one machine of the cluster has for us; ``memory``, and its object ``store``, in bytes."""
 
     cpus: int
     gpus: int
     memory: int
+    store: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Resources:
     def memory(self) -> int:
         """Bytes of all nodes."""
         return sum(node.memory for node in self.nodes)
+
+    @property
+    def store_memory(self) -> int:
+        """Bytes of all object stores."""
+        return sum(node.store for node in self.nodes)
 
     @property
     def node_cpus(self) -> int:
@@ -151,7 +157,7 @@ class RaySession:
                     # Ray's own handler leaves without a word; this one is Ctrl-C's, and what it ends says so
                     signal.signal(signal.SIGTERM, signal.default_int_handler)
             alive = [node for node in ray.nodes() if node["Alive"]]
-            kinds = ("CPU", "GPU", "memory")
+            kinds = ("CPU", "GPU", "memory", "object_store_memory")
             nodes = tuple(Node(*(int(node["Resources"].get(kind, 0)) for kind in kinds)) for node in alive)
             working = {node["NodeManagerAddress"] for node in alive if node["Resources"].get("CPU")}
             self._check_local(working | {ray.util.get_node_ip_address()})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,76 +17,113 @@ from jobs.errors import RunFailed, UsageError
 from jobs.execution.session import Resources
 from jobs.execution.tasks import as_task, results
 from jobs.features.stored import truth_dataset
-from jobs.features.training_data import TrainingData, positive_rows
+from jobs.features.training_data import TrainingData, TrainingShard
 from jobs.record.lineage import stored_features
 from jobs.record.publish import publish
 from jobs.record.stage import Assignment
-from jobs.svm import tasks
+from jobs.svm import fits
+from jobs.svm.fits import ClassFit, Examples, Known
 from jobs.svm.negatives import Negatives
-from jobs.svm.tasks import Audit, ClassFit
+from jobs.svm.positives import Positives
+from jobs.svm.progress import ClassProgress, Progress, last_progress
+from jobs.svm.tasks import Audit
 from pipeline.detection.mining import NegativeRules
-from pipeline.detection.scoring import LinearScorer, mean_norm
-from pipeline.detection.svm import GramSolver, LinearSvcSolver, SvmProblem, SvmSolver
+from pipeline.detection.scoring import LinearScorer
+from pipeline.detection.svm import ExampleSolver, GramSolver, LinearSvcSolver, SvmProblem, SvmSolver
 from pipeline.phases import PhaseClock
-from storage.columns import vectors_of
 from storage.commits import LedgerRow
 from storage.manifest import recorded_manifest
-from storage.root import Root
-from storage.runs import RunRecord
-from storage.scan import scan_manifest
-from storage.schemas import VECTOR_COLUMN, schema
+from storage.runs import hold
+from storage.schemas import schema
+from storage.tensors import drop_checkpoints
 
 _log = logging.getLogger("spp")
+
+_SHARE_OF_STORE = 0.25
+"""Of the object stores' memory: what the vectors of a round may take before it is known which of them join."""
+
+_SHARE_OF_PRODUCTS = 0.5
+"""Of the memory of one fit: what the products of all classes may take from one training to the next."""
 
 MOST_PASSES = 50
 """Of ``until_stable``: two fits that differ in their last digits could take turns for ever."""
 
 
 def train_svms(assignment: Assignment, method: str) -> None:
-    """Train the SVMs of a run, and commit them under ``method``."""
+    """Train the SVMs of a run, and commit them under ``method``; on from where an earlier driver was stopped."""
     context, record = assignment.context, assignment.record
     config, root = context.config.svm, context.root
+    hold(root, record, [f"{name}/{method}" for name in ("svms", "checkpoints")])
     clock = PhaseClock()
     data = TrainingData.of(context, config.layer)
+    resources = assignment.session.ready()
     with clock.phase("read"):
-        positives = _positives(root, record, truth_dataset(config.layer), data.class_names, config.difficult_positive)
+        truth = recorded_manifest(root, record, truth_dataset(config.layer))
+        positives = Positives(root, truth, data.class_names, config.difficult_positive)
     cells_tell = context.config.features.source == "windows"
-    training = _Training(config, data, positives, assignment.session.ready(), clock, cells_tell)
-    training.start()
-    training.mine()
+    training = _Training(config, data, positives, resources, clock, cells_tell)
+
+    def keep(progress: Progress) -> None:
+        with clock.phase("save"):
+            progress.save(root, method)
+
+    training.run(last_progress(root, method), keep)
     audited = training.audit()
     rows, notes = training.rows(audited)
     layout = schema(
-        "svms", training.dim, {"method": method, "features": stored_features(record).method, "layer": config.layer}
+        "svms", positives.dim, {"method": method, "features": stored_features(record).method, "layer": config.layer}
     )
     table = pa.Table.from_pylist(rows, schema=layout)
     counts = {row["class_name"]: 1 for row in rows}
     publish(root, "svms", method, table, counts, ledger=notes, seconds=clock.seconds)
-
-
-def _positives(
-    root: Root, record: RunRecord, dataset: str, class_names: Sequence[str], difficult: bool
-) -> dict[str, NDArray[np.float16]]:
-    """The vectors of each class's ground-truth boxes, (n, dim); classes without any are absent."""
-    manifest = recorded_manifest(root, record, dataset)
-    held: dict[str, list[NDArray[np.float16]]] = {name: [] for name in class_names}
-    for table in scan_manifest(root, manifest, ["class_name", "difficult", VECTOR_COLUMN]):
-        vectors, own = vectors_of(table[VECTOR_COLUMN]), positive_rows(table, class_names, difficult)
-        for name, rows in zip(class_names, own.T, strict=True):
-            held[name].extend(vectors[rows])
-    return {name: np.stack(vectors) for name, vectors in held.items() if vectors}
+    drop_checkpoints(root, method)
 
 
 @dataclass(kw_only=True)
 class _Class:
-    """One class in training."""
+    """One class in training.
+
+    ``rows``: its negatives at its last fit, of which ``gram`` has the products, after those of its positives.
+    """
 
     name: str
     number: int
-    positives: ray.ObjectRef
     count: int
     fit: ClassFit | None = None
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    gram: ray.ObjectRef | None = None
+    told: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    def start(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """The coefficients of the last fit, those of new ``rows`` being 0."""
+        if self.fit is None or self.fit.coefficients is None:
+            return None
+        found = np.zeros(self.count + len(rows))
+        found[: self.count] = self.fit.coefficients[: self.count]
+        places = places_in(self.rows, rows)
+        old = places >= 0
+        found[self.count :][old] = self.fit.coefficients[self.count :][places[old]]
+        return found
+
+
+def places_in(known: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each of ``rows`` stands in ``known``, both without repetition; -1 for one that does not."""
+    order = np.argsort(known)
+    places = np.searchsorted(known, rows, sorter=order)
+    found = np.full(len(rows), -1, np.int64)
+    inside = places < len(known)
+    at = order[places[inside]]
+    found[inside] = np.where(known[at] == rows[inside], at, -1)
+    return found
+
+
+@dataclass(frozen=True)
+class _Common:
+    """The products of rows of the cache that several classes have in common."""
+
+    gram: ray.ObjectRef
+    rows: NDArray[np.int64]
 
 
 class _Training:
@@ -99,7 +136,7 @@ class _Training:
         self,
         config: SvmConfig,
         data: TrainingData,
-        positives: dict[str, NDArray[np.float16]],
+        positives: Positives,
         resources: Resources,
         clock: PhaseClock,
         cells_tell: bool,
@@ -108,71 +145,128 @@ class _Training:
         self._data = data
         self._clock = clock
         self._resources = resources
-        if not positives:
+        if not positives.dim:
             raise UsageError("train-svm: the training splits have no object to learn from")
         self._positives = positives
-        self.dim = next(iter(positives.values())).shape[1]
+        self._dim = positives.dim
         self._problem = SvmProblem(config.C, config.positive_weight, config.bias)
-        solver = GramSolver if config.solver == "gram" else LinearSvcSolver
-        self._solver: SvmSolver = solver(tolerance=config.tolerance, seed=config.seed)
-        self._most = self._solver.most_rows(config.fit_memory_mb * 10**6, self.dim)
-        self._check_memory()
+        solvers = (GramSolver, ExampleSolver) if config.solver == "gram" else (LinearSvcSolver,)
+        self._solvers: list[SvmSolver] = [solver(tolerance=config.tolerance, seed=config.seed) for solver in solvers]
+        self._memory = config.fit_memory_mb * 10**6
+        self._most = max(solver.most_rows(self._memory, self._dim) for solver in self._solvers)
         self._classes = [
-            _Class(name=name, number=number, positives=ray.put(positives[name]), count=len(positives[name]))
+            _Class(name=name, number=number, count=count)
             for number, name in enumerate(data.class_names)
-            if name in positives
+            if (count := positives.count(number))
         ]
+        self._check_memory()
         rules = NegativeRules(config.negative_overlap, config.negative_dedupe, config.once_per_cells and cells_tell)
-        self._negatives = Negatives(data, rules, {one.number: self._most - one.count for one in self._classes})
+        room = {one.number: self._most - one.count for one in self._classes}
+        self._negatives = Negatives(data, rules, room, resources.store_memory * _SHARE_OF_STORE)
         self._scale = 1.0
         self._passes = 0
         self._notes: list[LedgerRow] = []
 
-    def start(self) -> None:
+    def run(self, earlier: Progress | None, keep: Callable[[Progress], None]) -> None:
+        """Train, round after round, and ``keep`` how far it is after each; from where ``earlier`` was."""
+        done = (0, 0)
+        found = 0
+        if earlier is None:
+            self._start()
+            keep(self._progress(0, 0, 0))
+            self._say(f"start: {self._described()}")
+        else:
+            self._restore(earlier)
+            done, found = (earlier.pass_, earlier.round), earlier.found
+            told = f"pass {earlier.pass_}, round {earlier.round}" if earlier.pass_ else "the first training"
+            self._say(f"goes on after {told}: {self._described()}")
+        groups = [self._data.shards[number :: self._config.rounds] for number in range(self._config.rounds)]
+        rounds = [(number, group) for number, group in enumerate(groups, 1) if group]
+        until_stable = self._config.passes == "until_stable"
+        most = MOST_PASSES if until_stable else int(self._config.passes)
+        for pass_ in range(max(1, done[0]), most + 1):
+            found = found if pass_ == done[0] else 0
+            for round_, group in rounds:
+                if (pass_, round_) > done:
+                    added = self._round(pass_, round_, group)
+                    found += added
+                    keep(self._progress(pass_, round_, found))
+                    if added:
+                        self._say(f"pass {pass_}, round {round_} of {len(groups)}: {self._described()}")
+            self._passes = pass_
+            if until_stable and not found:
+                break
+        else:
+            if until_stable:
+                text = f"not stable after {most} passes; svms says how many violators are left"
+                self._say(f"note: {text}")
+                self._notes.append(_note("", "NotStable", text))
+
+    def _start(self) -> None:
         """Random negatives, the scale of the features, and the first training."""
         config = self._config
         with self._clock.phase("sample"):
             added = self._negatives.sample(config.start_negatives, config.seed)
-            norms = [(mean_norm(values), len(values)) for values in self._positives.values()] + self._negatives.norms()
+            norms = [*self._positives.norms, *self._negatives.norms()]
         total = sum(count for _, count in norms)
         norm = sum(value * count for value, count in norms) / total
         if not 0 < norm < np.inf:
             raise RunFailed(f"train-svm: the mean norm of the features is {norm:g}; is the body trained?")
         self._scale = config.target_norm / norm
         self._train(added, 0, 0)
-        self._say(f"start: {self._described()}")
 
-    def mine(self) -> None:
-        """The passes over the features."""
-        config = self._config
-        most = MOST_PASSES if config.passes == "until_stable" else config.passes
-        groups = [self._data.shards[number :: config.rounds] for number in range(config.rounds)]
-        for number in range(1, most + 1):
-            found = 0
-            for round_, group in enumerate(groups, 1):
-                if not group:
-                    continue
-                trained = np.isin(np.arange(len(self._data.class_names)), [c.number for c in self._fitted()])
-                with self._clock.phase("mine"):
-                    added = self._negatives.mine(
-                        group,
-                        self._scorer(),
-                        trained,
-                        join_above=config.join_above,
-                        max_per_image=config.max_per_image,
-                    )
-                found += sum(added.values())
-                self._train(added, number, round_)
-                if added:
-                    self._say(f"pass {number}, round {round_} of {len(groups)}: {self._described()}")
-            self._passes = number
-            if config.passes == "until_stable" and not found:
-                break
-        else:
-            if config.passes == "until_stable":
-                text = f"not stable after {most} passes; svms says how many violators are left"
-                self._say(f"note: {text}")
-                self._notes.append(_note("", "NotStable", text))
+    def _round(self, pass_: int, round_: int, group: Sequence[TrainingShard]) -> int:
+        """Hard negatives of a group of shards join, and the classes that got some are trained; how many joined."""
+        trained = np.isin(np.arange(len(self._data.class_names)), [c.number for c in self._fitted()])
+        with self._clock.phase("mine"):
+            added = self._negatives.mine(
+                group,
+                self._scorer(),
+                trained,
+                join_above=self._config.join_above,
+                max_per_image=self._config.max_per_image,
+            )
+        self._train(added, pass_, round_)
+        return sum(added.values())
+
+    def _progress(self, pass_: int, round_: int, found: int) -> Progress:
+        fitted = self._fitted()
+        rows = self._negatives.shared([one.number for one in fitted])
+        image_ids, windows = self._negatives.windows_of(rows)
+        classes = {}
+        for one in fitted:
+            assert one.fit is not None
+            own = self._negatives.rows_of(one.number)
+            fit = one.fit
+            if fit.coefficients is not None:
+                fit = replace(fit, coefficients=one.start(own))  # without those that left
+            classes[one.number] = ClassProgress(
+                members=np.searchsorted(rows, own),
+                fit=fit,
+                left_out=self._negatives.left_out[one.number],
+                history=one.history,
+            )
+        return Progress(
+            pass_=pass_,
+            round=round_,
+            found=found,
+            scale=self._scale,
+            image_ids=image_ids,
+            windows=windows,
+            classes=classes,
+        )
+
+    def _restore(self, earlier: Progress) -> None:
+        with self._clock.phase("restore"):
+            members = {number: one.members for number, one in earlier.classes.items()}
+            self._negatives.restore(earlier.image_ids, earlier.windows, members)
+        self._scale = earlier.scale
+        for one in self._classes:
+            if one.number in earlier.classes:
+                there = earlier.classes[one.number]
+                one.fit, one.history = there.fit, there.history
+                one.rows = self._negatives.rows_of(one.number)
+                self._negatives.left_out[one.number] = there.left_out
 
     def audit(self) -> Audit:
         """Score every negative once more."""
@@ -185,7 +279,7 @@ class _Training:
         trained = {c.name: c for c in self._fitted()}
         for number, name in enumerate(self._data.class_names):
             if name not in trained:
-                reason = "negatives" if name in self._positives else "positives"
+                reason = "negatives" if self._positives.count(number) else "positives"
                 text = f"class {name!r} has no {reason} in the training splits, so it has no SVM and is never detected"
                 without.append(_note(name, "NoExamples", text))
                 continue
@@ -193,7 +287,8 @@ class _Training:
             assert one.fit is not None
             fit, violators = one.fit, int(audited.violators[number])
             if not fit.converged:
-                text = f"class {name!r}: the solver stopped after {fit.iterations} iterations, not converged"
+                far = "" if fit.gap is None else f", {fit.gap:.1e} from the minimum"
+                text = f"class {name!r}: the solver stopped after {fit.iterations} iterations, not converged{far}"
                 notes.append(_note(name, "NotConverged", text))
             left_out = self._negatives.left_out[number]
             last = fit.loss_positive + fit.loss_negative + fit.regulariser
@@ -226,28 +321,28 @@ class _Training:
             self._say(f"note: {share} have no SVM, such as: {without[0].message}")
         return rows, [*notes, *without]
 
-    def _train(self, added: dict[int, int], pass_: int, round_: int) -> None:
+    def _train(self, added: Mapping[int, int], pass_: int, round_: int) -> None:
         """Train the classes that got negatives, side by side, and let what has become easy leave their caches."""
         todo = [one for one in self._classes if added.get(one.number)]
         rows = {one.number: self._negatives.rows_of(one.number) for one in todo}
         with self._clock.phase("fit"):
-            refs = []
-            for one in todo:
-                count = one.count + len(rows[one.number])
-                memory = self._solver.bytes_needed(count, self.dim)
-                blocks = self._negatives.vectors_of(rows[one.number])
-                task = as_task(tasks.fit, memory=memory)
-                refs.append(task.remote(self._solver, self._problem, self._scale, one.positives, blocks))
-            fits: list[ClassFit] = results("train-svm", refs)
-        for one, fit in zip(todo, fits, strict=True):
-            one.fit = fit
-            easy = rows[one.number][fit.scores < self._config.leave_below]
+            threads = max(1, min(self._resources.cpus // max(1, len(todo)), self._resources.node_cpus))
+            common = self._common_products(todo, threads) if (pass_, round_) == (0, 0) else None
+            kept = sum(4 * (one.count + len(rows.get(one.number, one.rows))) ** 2 for one in self._classes)
+            refs = [
+                self._fit(one, rows[one.number], common, threads, keep=kept <= self._memory * _SHARE_OF_PRODUCTS)
+                for one in todo
+            ]
+            fits: list[ClassFit] = results("train-svm", [fit for fit, _ in refs])
+        for one, fit, (_, gram) in zip(todo, fits, refs, strict=True):
+            one.fit, one.rows, one.gram = fit, rows[one.number], gram
+            easy = one.rows[fit.scores < self._config.leave_below]
             one.history.append(
                 {
                     "pass": pass_,
                     "round": round_,
                     "positives": one.count,
-                    "negatives": len(rows[one.number]),
+                    "negatives": len(one.rows),
                     "added": added[one.number],
                     "left_out": self._negatives.left_out[one.number],
                     "evicted": len(easy),
@@ -263,11 +358,48 @@ class _Training:
             self._say(f"note: the solver stopped before it converged for {len(stopped)} classes, such as {stopped[0]}")
         self._negatives.drop_unused()
 
+    def _fit(
+        self, one: _Class, rows: NDArray[np.int64], common: _Common | None, threads: int, *, keep: bool
+    ) -> tuple[ray.ObjectRef, ray.ObjectRef | None]:
+        """The fit of a class on its positives and these negatives; what came of it, and the products if kept."""
+        count = one.count + len(rows)
+        blocks = [*self._positives.vectors_of(one.number), *self._negatives.vectors_of(rows, one.count)]
+        examples = Examples(one.count, count, self._dim, self._scale, blocks)
+        solver = next((s for s in self._solvers if s.bytes_needed(count, self._dim) <= self._memory), self._solvers[-1])
+        known = None
+        if isinstance(solver, GramSolver):
+            if one.gram is not None and one.fit is not None:
+                places = places_in(one.rows, rows)
+                places[places >= 0] += one.count
+                known = Known(one.gram, np.concatenate([np.arange(one.count), places]))
+            elif common is not None:
+                known = Known(common.gram, np.concatenate([np.full(one.count, -1), places_in(common.rows, rows)]))
+        else:
+            keep = False
+            if len(self._solvers) > 1 and not one.told:
+                one.told = True
+                self._say(
+                    f"{one.name}: {count:,} examples, whose products take more than svm.fit_memory_mb: solved without"
+                )
+        task = as_task(fits.fit, returns=2, memory=solver.bytes_needed(count, self._dim), num_cpus=threads)
+        fit, gram = task.remote(solver, self._problem, examples, known, one.start(rows), threads, keep)
+        return fit, gram if keep else None
+
+    def _common_products(self, todo: Sequence[_Class], threads: int) -> _Common | None:
+        """The products of the first negatives, most of which classes have in common."""
+        rows = self._negatives.shared([one.number for one in todo])
+        memory = GramSolver().bytes_needed(len(rows), self._dim)
+        if len(todo) < 2 or not isinstance(self._solvers[0], GramSolver) or memory > self._memory:
+            return None
+        examples = Examples(0, len(rows), self._dim, self._scale, self._negatives.vectors_of(rows))
+        threads = min(self._resources.cpus, self._resources.node_cpus)
+        return _Common(as_task(fits.products, memory=memory, num_cpus=threads).remote(examples, threads), rows)
+
     def _fitted(self) -> list[_Class]:
         return [one for one in self._classes if one.fit is not None]
 
     def _scorer(self) -> LinearScorer:
-        weights = np.zeros((len(self._data.class_names), self.dim), np.float32)
+        weights = np.zeros((len(self._data.class_names), self._dim), np.float32)
         biases = np.zeros(len(self._data.class_names))
         for one in self._fitted():
             assert one.fit is not None
@@ -282,11 +414,11 @@ class _Training:
     def _check_memory(self) -> None:
         """Refuse what could never run, before anything starts."""
         config = self._config
-        largest = max(len(values) for values in self._positives.values())
+        largest = max(one.count for one in self._classes)
         if self._most <= largest:
-            enough = self._solver.bytes_needed(largest + config.start_negatives, self.dim)
+            enough = min(s.bytes_needed(largest + config.start_negatives, self._dim) for s in self._solvers)
             raise UsageError(
-                f"svm.fit_memory_mb is {config.fit_memory_mb}: room for {self._most} examples of {self.dim} numbers, "
+                f"svm.fit_memory_mb is {config.fit_memory_mb}: room for {self._most} examples of {self._dim} numbers, "
                 f"but a class has {largest} positives; give at least {enough // 10**6 + 1}"
             )
         if config.fit_memory_mb * 10**6 > self._resources.node_memory:

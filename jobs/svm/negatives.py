@@ -6,7 +6,7 @@ Vectors stay in Ray's object store, a block per task; the driver knows which win
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import ray
@@ -16,6 +16,7 @@ from jobs.dataset.objects import order_key
 from jobs.execution.tasks import as_task, results
 from jobs.features.training_data import TrainingData, TrainingShard
 from jobs.svm import tasks
+from jobs.svm.fits import Blocks
 from jobs.svm.tasks import Audit, Mined
 from pipeline.detection.mining import NegativeCache, NegativeRules
 from pipeline.detection.scoring import LinearScorer
@@ -23,18 +24,23 @@ from pipeline.detection.scoring import LinearScorer
 _START_PER_IMAGE = 32
 """Negatives of one class that the first sample takes of an image, where there are images enough."""
 
+Found = tuple[TrainingShard, tuple[ray.ObjectRef, ray.ObjectRef]]
+"""A shard, and the two results of a task on it: what it found, and vectors."""
+
 
 class Negatives:
     """``room``: class number to how many negatives it may have; classes without room are not trained.
 
-    ``left_out``: class number to negatives that a cap left out, of an image's or of a class's.
+    ``left_out``: class number to negatives that a cap left out, of an image's or of a class's. ``memory``: bytes of
+    vectors that the tasks of a round may hand back before it is known which of them join.
     """
 
-    def __init__(self, data: TrainingData, rules: NegativeRules, room: Mapping[int, int]) -> None:
+    def __init__(self, data: TrainingData, rules: NegativeRules, room: Mapping[int, int], memory: float) -> None:
         self.left_out: Counter[int] = Counter()
         self._data = data
         self._rules = rules
         self._room = dict(room)
+        self._memory = memory
         self._cache = NegativeCache(len(data.class_names))
         self._blocks: dict[int, ray.ObjectRef] = {}
 
@@ -50,13 +56,14 @@ class Negatives:
         added: Counter[int] = Counter()
         for start in range(0, len(images), enough):  # further images only where a class has no negative on these
             chosen = set(images[start : start + enough])
-            refs = []
+            found: list[Found] = []
             for shard in self._data.shards:
                 part = tuple(image_id for image_id in shard.images if image_id in chosen)
                 if part:
                     narrowed = TrainingShard(shard.features, shard.truth, part, shard.objects)
-                    refs.append(task.remote(narrowed, len(self._data.class_names), self._rules, per_image, seed))
-            added.update(self._take(refs))
+                    refs = task.remote(narrowed, len(self._data.class_names), self._rules, per_image, seed)
+                    found.append((narrowed, refs))
+            added.update(self._take(found))
             if all(added[number] for number in self._room):
                 break
         return added
@@ -74,14 +81,18 @@ class Negatives:
         task, scores = as_task(tasks.mine, returns=2), ray.put(scorer)
         return self._take(
             [
-                task.remote(
+                (
                     shard,
-                    scores,
-                    self._rules,
-                    trained,
-                    self._cache.known(shard.images),
-                    threshold=join_above,
-                    most=max_per_image,
+                    task.remote(
+                        shard,
+                        scores,
+                        self._rules,
+                        trained,
+                        self._cache.known(shard.images),
+                        threshold=join_above,
+                        most=max_per_image,
+                        most_bytes=self._memory / len(shards),
+                    ),
                 )
                 for shard in shards
             ]
@@ -116,12 +127,20 @@ class Negatives:
         return int(self._cache.count()[number])
 
     def rows_of(self, number: int) -> NDArray[np.int64]:
-        """Rows of the cache that are negatives of a class."""
+        """Rows of the cache that are negatives of a class, in an order that the windows alone decide."""
         return self._cache.rows_of(number)
 
-    def vectors_of(self, rows: NDArray[np.int64]) -> list[tuple[ray.ObjectRef, NDArray[np.int64]]]:
-        """Where the vectors of some rows are: blocks, and places in them."""
-        return [(self._blocks[block], places) for block, places in self._cache.places(rows)]
+    def shared(self, numbers: Sequence[int]) -> NDArray[np.int64]:
+        """Rows that are negatives of some of these classes."""
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *(self._cache.rows_of(n) for n in numbers)]))
+
+    def windows_of(self, rows: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+        """Image ids and window ids of rows."""
+        return self._cache.windows_of(rows)
+
+    def vectors_of(self, rows: NDArray[np.int64], first: int = 0) -> Blocks:
+        """Where the vectors of rows are, the first of which is example ``first``."""
+        return [(self._blocks[block], places, first + numbers) for block, places, numbers in self._cache.places(rows)]
 
     def evict(self, number: int, rows: NDArray[np.int64]) -> None:
         """Some rows leave the cache of a class."""
@@ -132,39 +151,83 @@ class Negatives:
         for block in self._cache.unused(self._blocks):
             del self._blocks[block]
 
-    def _take(self, refs: Sequence[tuple[ray.ObjectRef, ray.ObjectRef]]) -> dict[int, int]:
+    def restore(
+        self, image_ids: Sequence[str], windows: NDArray[np.int64], members: Mapping[int, NDArray[np.int64]]
+    ) -> None:
+        """Into an empty cache the windows of an earlier driver, and of which classes (class number to which of these)
+        they are negatives."""
+        rows = np.empty(len(image_ids), np.int64)
+        for shard in self._data.shards:
+            mine = set(shard.images)
+            numbers = [number for number, image_id in enumerate(image_ids) if image_id in mine]
+            rows[numbers] = self._gathered(shard, [image_ids[n] for n in numbers], windows[numbers])
+        for number, held in members.items():
+            self._cache.join(number, rows[held])
+
+    def _take(self, found: Sequence[Found]) -> dict[int, int]:
         """Put what tasks found into the caches, in the order of the tasks; how many joined, by class."""
-        found: list[Mined] = results("train-svm", [ref for ref, _ in refs])
-        offers: dict[int, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {n: [] for n in self._room}
-        for mined, (_, vectors) in zip(found, refs, strict=True):
-            for number in self._room:
-                self.left_out[number] += int(mined.left_out[number])
-            if not len(mined.windows):
-                continue
-            rows = np.empty(len(mined.windows), np.int64)
-            new = np.flatnonzero(mined.new)
-            if len(new):
-                block = max(self._blocks, default=-1) + 1
-                self._blocks[block] = vectors
-                rows[new] = self._cache.add(block, [mined.image_ids[i] for i in new], mined.windows[new].tolist())
-            for i in np.flatnonzero(~mined.new):
-                known = self._cache.row(mined.image_ids[i], int(mined.windows[i]))
-                assert known is not None
-                rows[i] = known
-            for number, offered in offers.items():
-                joins = np.flatnonzero(mined.classes[:, number])
-                offered.append((rows[joins], mined.scores[joins, number]))
+        mined: list[Mined] = results("train-svm", [refs[0] for _, refs in found])
+        classes = len(self._data.class_names)
+        joins = np.concatenate([np.zeros((0, classes), np.bool_), *(part.classes for part in mined)])
+        scores = np.concatenate([np.zeros((0, classes), np.float32), *(part.scores for part in mined)])
         added = {}
-        for number, offered in offers.items():
-            if not offered:
+        for number in range(classes):
+            if number not in self._room:
+                joins[:, number] = False
                 continue
-            rows = np.concatenate([part for part, _ in offered])
-            scores = np.concatenate([part for _, part in offered])
+            self.left_out[number] += sum(int(part.left_out[number]) for part in mined)
+            offered = np.flatnonzero(joins[:, number])
             room = max(0, self._room[number] - self.count(number))
-            if len(rows) > room:
-                self.left_out[number] += len(rows) - room
-                rows = rows[np.sort(np.argsort(-scores, kind="stable")[:room])]
-            if len(rows):
-                self._cache.join(number, rows)
-                added[number] = len(rows)
+            if len(offered) > room:
+                self.left_out[number] += len(offered) - room
+                best = np.argsort(-scores[offered, number], kind="stable")
+                joins[offered[best[room:]], number] = False
+            if joins[:, number].any():
+                added[number] = int(joins[:, number].sum())
+        start = 0
+        for part, (shard, (_, vectors)) in zip(mined, found, strict=True):
+            own = joins[start : start + len(part.windows)]
+            start += len(part.windows)
+            self._join(shard, part, vectors, own)
         return added
+
+    def _join(self, shard: TrainingShard, mined: Mined, vectors: ray.ObjectRef, joins: NDArray[np.bool_]) -> None:
+        """What was found on one shard joins the caches of the classes that ``joins`` (N, K) says."""
+        taken = joins.any(axis=1)
+        rows = np.full(len(joins), -1, np.int64)
+        new = np.flatnonzero(taken & mined.new)
+        image_ids, windows = [mined.image_ids[i] for i in new], mined.windows[new]
+        if len(new) and mined.held:
+            places = (np.cumsum(mined.new) - 1)[new]
+            rows[new] = self._cache.add(self._put(vectors), image_ids, windows.tolist(), places.tolist())
+        elif len(new):
+            rows[new] = self._gathered(shard, image_ids, windows)
+        for i in np.flatnonzero(taken & ~mined.new):
+            known = self._cache.row(mined.image_ids[i], int(mined.windows[i]))
+            assert known is not None
+            rows[i] = known
+        for number in np.flatnonzero(joins.any(axis=0)):
+            self._cache.join(int(number), rows[joins[:, number]])
+
+    def _gathered(
+        self, shard: TrainingShard, image_ids: Sequence[str], windows: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """The rows of windows that a task reads again, those that the cache has not yet."""
+        if not len(image_ids):
+            return np.zeros(0, np.int64)
+        wanted = {image_id: (windows[numbers], numbers) for image_id, numbers in _numbers_of(image_ids)}
+        block = as_task(tasks.gather).remote(shard, wanted, len(image_ids))
+        return self._cache.add(self._put(block), image_ids, windows.tolist())
+
+    def _put(self, vectors: ray.ObjectRef) -> int:
+        block = max(self._blocks, default=-1) + 1
+        self._blocks[block] = vectors
+        return block
+
+
+def _numbers_of(image_ids: Sequence[str]) -> Iterable[tuple[str, NDArray[np.int64]]]:
+    """Each image id, and where in the list it stands."""
+    found: dict[str, list[int]] = {}
+    for number, image_id in enumerate(image_ids):
+        found.setdefault(image_id, []).append(number)
+    return ((image_id, np.array(numbers, np.int64)) for image_id, numbers in found.items())

@@ -1,4 +1,4 @@
-"""The tasks of train-svm: they read a shard of training windows, score it, and hand back what is hard.
+"""The tasks of train-svm that read: a shard of training windows, of which they score all and hand back what is hard.
 
 A training image's windows are its proposals and its ground-truth boxes (of which those of other classes are negatives).
 A proposal is known by its proposal_id, a ground-truth box by ``-1 - object_id``.
@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
-from jobs.features.training_data import TrainingShard
+from jobs.features.training_data import TrainingShard, positive_rows
 from pipeline.detection.labels import class_overlaps
 from pipeline.detection.mining import Mask, NegativeRules, hard_negatives
 from pipeline.detection.scoring import LinearScorer, mean_norm
-from pipeline.detection.svm import SvmProblem, SvmSolver
 from storage.columns import boxes_of, vectors_of, windows_of
+from storage.root import Root
 from storage.scan import scan_file
 from storage.schemas import VECTOR_COLUMN
 
@@ -43,8 +42,8 @@ class ShardWindows:
 class Mined:
     """Windows for the caches: image ids and window ids (N,), the classes they join (N, K), their scores (N, K).
 
-    Those that are ``new`` (N,) have their vectors in the task's second result, one after another. ``left_out`` (K,)
-    counts what a cap kept out.
+    Those that are ``new`` (N,) have their vectors in the task's second result, one after another; or, if these would
+    have been too many bytes, none of them has (``held`` is False). ``left_out`` (K,) counts what a cap kept out.
     """
 
     image_ids: list[str]
@@ -53,6 +52,7 @@ class Mined:
     scores: NDArray[np.float32]
     new: NDArray[np.bool_]
     left_out: NDArray[np.int64]
+    held: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,41 @@ class Audit:
     hinge: NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassFit:
-    """What a fit gave: weight float32 (dim,), bias, the scores of the negatives, and what is kept of its history."""
+def positives(
+    root: Root, key: str, class_names: Sequence[str], difficult: bool
+) -> tuple[tuple[NDArray[np.int64], int, float], NDArray[np.float16]]:
+    """The positives in a file of ``truth_features``: classes (n,), dim and mean norm; and their vectors (n, dim)."""
+    classes: list[NDArray[np.int64]] = []
+    held: list[NDArray[np.float16]] = []
+    for table in scan_file(root, key, ["class_name", "difficult", VECTOR_COLUMN]):
+        rows, own = np.nonzero(positive_rows(table, class_names, difficult))
+        classes.append(own)
+        held.append(vectors_of(table[VECTOR_COLUMN])[rows])
+    vectors = _stacked(held)
+    told = (
+        np.concatenate([np.zeros(0, np.int64), *classes]),
+        vectors.shape[1],
+        mean_norm(vectors) if len(vectors) else 0.0,
+    )
+    return told, vectors
 
-    weight: NDArray[np.float32]
-    bias: float
-    scores: NDArray[np.float64]
-    loss_positive: float
-    loss_negative: float
-    regulariser: float
-    iterations: int
-    converged: bool
+
+def gather(
+    shard: TrainingShard, wanted: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]], count: int
+) -> NDArray[np.float16]:
+    """``count`` vectors of a shard: image id to the ids of windows and their places in the result."""
+    found: NDArray[np.float16] = np.zeros((0, 0), np.float16)
+    for image_id, chunks in _vectors(shard):
+        if image_id not in wanted:
+            continue
+        windows, places = wanted[image_id]
+        for ids, vectors in chunks:
+            inside = np.flatnonzero(np.isin(ids, windows))
+            if len(inside):
+                if not len(found):
+                    found = np.zeros((count, vectors.shape[1]), np.float16)
+                found[places[_places(windows, ids[inside])]] = vectors[inside]
+    return found
 
 
 def start_negatives(
@@ -126,11 +149,16 @@ def mine(
     *,
     threshold: float,
     most: int | None,
+    most_bytes: float = math.inf,
 ) -> tuple[Mined, NDArray[np.float16]]:
-    """The negatives of a shard above ``threshold`` that are not cached yet, each once, for the ``trained`` classes."""
+    """The negatives of a shard above ``threshold`` that are not cached yet, each once, for the ``trained`` classes.
+
+    Of an image and class at most ``most``. Of vectors at most ``most_bytes`` are handed back: else none, and those that
+    are wanted are to be gathered.
+    """
     image_ids: list[str] = []
     windows, joins, scored, new, vectors = [], [], [], [], []
-    left_out = np.zeros(len(trained), np.int64)
+    left_out, taken = np.zeros(len(trained), np.int64), 0
     for image, scores, candidates, held in _scored(shard, scorer, rules, trained, known, (threshold, most)):
         hard, kept_out = hard_negatives(scores, candidates, threshold, most)
         left_out += kept_out
@@ -143,7 +171,11 @@ def mine(
         joins.append(hard[rows])
         scored.append(scores[rows])
         new.append(~there)
-        vectors += [held[row] for row in rows[~there]]
+        taken += sum(held[row].nbytes for row in rows[~there])
+        if taken <= most_bytes:
+            vectors += [held[row] for row in rows[~there]]
+        else:
+            vectors.clear()
     mined = Mined(
         image_ids,
         np.concatenate([np.zeros(0, np.int64), *windows]),
@@ -151,6 +183,7 @@ def mine(
         np.concatenate([np.zeros((0, len(trained)), np.float32), *scored]),
         np.concatenate([np.zeros(0, np.bool_), *new]),
         left_out,
+        taken <= most_bytes,
     )
     return mined, np.stack(vectors) if vectors else np.zeros((0, 0), np.float16)
 
@@ -168,36 +201,6 @@ def audit(shard: TrainingShard, scorer: LinearScorer, rules: NegativeRules, clas
 def norm_of(vectors: NDArray[np.float16]) -> tuple[float, int]:
     """Mean norm of vectors, and how many there are."""
     return mean_norm(vectors), len(vectors)
-
-
-def fit(
-    solver: SvmSolver,
-    problem: SvmProblem,
-    scale: float,
-    positives: NDArray[np.float16],
-    blocks: Sequence[tuple[ray.ObjectRef, NDArray[np.int64]]],
-) -> ClassFit:
-    """Train one class on its positives and its cached negatives, which are rows of ``blocks``."""
-    count = sum(len(places) for _, places in blocks)
-    features: NDArray[Any] = np.empty((len(positives) + count, positives.shape[1]), solver.dtype)
-    features[: len(positives)] = positives
-    start = len(positives)
-    for ref, places in blocks:
-        features[start : start + len(places)] = ray.get(ref)[places]
-        start += len(places)
-    features *= scale
-    positive = np.arange(len(features)) < len(positives)
-    found = solver.fit(features, positive, problem)
-    return ClassFit(
-        weight=found.weight.astype(np.float32),
-        bias=found.bias,
-        scores=found.scores[len(positives) :],
-        loss_positive=found.objective.positive,
-        loss_negative=found.objective.negative,
-        regulariser=found.objective.regulariser,
-        iterations=found.iterations,
-        converged=found.converged,
-    )
 
 
 def _scored(

@@ -241,7 +241,9 @@ def descend_examples(
     active = np.arange(count)
     highest, lowest = np.inf, -np.inf
     rest, sweeps = 0.1, 0
-    while sweeps < max_sweeps:
+    score(features, weight[:dim], bias * float(weight[dim]), scores)
+    gap = _gap(signs, most, alphas, scores)
+    while sweeps < max_sweeps and not gap <= tolerance:
         order = np.random.permutation(len(active))
         kept = np.ones(len(active), np.bool_)
         most_violated, least_violated = -np.inf, np.inf
@@ -277,11 +279,10 @@ def descend_examples(
         lowest = least_violated if least_violated < 0.0 else -np.inf
         if len(active) and most_violated - least_violated > rest:
             continue
-        score(features, weight[:dim], bias * weight[dim], scores)  # the others are at rest: is it the minimum of all?
+        # the others are at rest: is it the minimum of all?
+        score(features, weight[:dim], bias * float(weight[dim]), scores)
         gap = _gap(signs, most, alphas, scores)
-        if gap <= tolerance:
-            break
-        rest = max(1e-12, rest * min(0.5, 0.5 * tolerance / gap * 10.0))
+        rest *= min(0.5, max(0.01, 5.0 * tolerance / gap)) if gap > 0.0 else 0.5
         active = np.arange(count)
         highest, lowest = np.inf, -np.inf
     return sweeps

@@ -79,6 +79,8 @@ class NegativeCache:
     def __init__(self, classes: int) -> None:
         self._rows: dict[str, dict[int, int]] = {}
         self._member = np.zeros((0, classes), np.bool_)
+        self._image: list[str] = []
+        self._window = np.zeros(0, np.int64)
         self._block = np.zeros(0, np.int64)
         self._place = np.zeros(0, np.int64)
 
@@ -100,8 +102,12 @@ class NegativeCache:
         """The row of a window, if it has one."""
         return self._rows.get(image_id, {}).get(window)
 
-    def add(self, block: int, image_ids: Sequence[str], windows: Sequence[int]) -> NDArray[np.int64]:
-        """Rows of new windows, whose vectors lie one after another in ``block``; cached for no class yet."""
+    def add(
+        self, block: int, image_ids: Sequence[str], windows: Sequence[int], places: Sequence[int] | None = None
+    ) -> NDArray[np.int64]:
+        """Rows of new windows, cached for no class yet. Their vectors lie in ``block`` at ``places``, by default one
+        after another.
+        """
         first = len(self._member)
         for number, (image_id, window) in enumerate(zip(image_ids, windows, strict=True)):
             rows = self._rows.setdefault(image_id, {})
@@ -110,8 +116,10 @@ class NegativeCache:
             rows[window] = first + number
         count = len(image_ids)
         self._member = np.concatenate([self._member, np.zeros((count, self._member.shape[1]), np.bool_)])
+        self._image += image_ids
+        self._window = np.concatenate([self._window, np.array(windows, np.int64)])
         self._block = np.concatenate([self._block, np.full(count, block)])
-        self._place = np.concatenate([self._place, np.arange(count)])
+        self._place = np.concatenate([self._place, np.arange(count) if places is None else np.array(places, np.int64)])
         return np.arange(first, first + count)
 
     def join(self, number: int, rows: NDArray[np.int64]) -> None:
@@ -125,16 +133,25 @@ class NegativeCache:
         self._member[rows, number] = False
 
     def rows_of(self, number: int) -> NDArray[np.int64]:
-        """The rows of class ``number``, by block and place."""
+        """The rows of class ``number``, by image id and window id: in whatever order they joined."""
         rows = np.flatnonzero(self._member[:, number])
-        return rows[np.lexsort((self._place[rows], self._block[rows]))]
+        images = np.array([self._image[row] for row in rows], np.str_)
+        return rows[np.lexsort((self._window[rows], images))]
 
-    def places(self, rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
-        """Blocks, ascending, with the places in them that sorted ``rows`` (of ``rows_of``) stand for."""
+    def windows_of(self, rows: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+        """Image ids and window ids of rows."""
+        return [self._image[row] for row in rows], self._window[rows]
+
+    def places(self, rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Where the vectors of rows are: blocks, ascending, with places in them and the rows' numbers in ``rows``."""
         if not len(rows):
             return []
-        blocks, starts = np.unique(self._block[rows], return_index=True)
-        return list(zip(blocks.tolist(), np.split(self._place[rows], starts[1:]), strict=True))
+        order = np.lexsort((self._place[rows], self._block[rows]))
+        blocks, starts = np.unique(self._block[rows][order], return_index=True)
+        return [
+            (int(block), self._place[rows][held], held)
+            for block, held in zip(blocks, np.split(order, starts[1:]), strict=True)
+        ]
 
     def unused(self, blocks: Mapping[int, object]) -> list[int]:
         """Blocks of which no class has a window; forgets those windows."""

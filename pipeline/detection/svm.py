@@ -56,7 +56,8 @@ class SvmFit:
     """A trained SVM: ``weight`` float64 (dim,), ``bias``, the scores (N,) of its examples, and how it was found.
 
     ``coefficients`` (N,): the dual variables, each a float32, from which a later fit may begin; None of a solver that
-    has none to give. ``gap``: how far, relatively, the objective is from its minimum, at most. ``iterations``: sweeps.
+    has none to give. ``gap``: how far, relatively, the objective is from its minimum, at most; None of a solver that
+    cannot say. ``iterations``: sweeps.
     """
 
     weight: NDArray[np.float64]
@@ -64,7 +65,7 @@ class SvmFit:
     scores: NDArray[np.float64]
     objective: Objective
     iterations: int
-    gap: float
+    gap: float | None
     converged: bool
     coefficients: NDArray[np.float64] | None = None
 
@@ -327,7 +328,7 @@ class LinearSvcSolver:
             iterations = int(np.max(svc.n_iter_))
             parts = objective(weight, bias, scores, positive, problem)
         converged = iterations < self.max_iterations
-        return SvmFit(weight, bias, scores, parts, iterations, self.tolerance if converged else np.inf, converged)
+        return SvmFit(weight, bias, scores, parts, iterations, None, converged)
 
     def most_rows(self, memory: int, dim: int) -> int:
         return memory // self.bytes_needed(1, dim)

@@ -100,6 +100,26 @@ def test_a_fine_tuning_killed_at_random_steps_ends_with_the_same_weights(tmp_pat
     print("killed after", sorted(seen))
 
 
+def test_a_training_of_svms_killed_at_random_rounds_goes_on_after_the_last(tmp_path, scenes, begin, undisturbed):
+    svm = {"passes": 6, "rounds": 4, "start_negatives": 30}
+    project = disturbed_project(tmp_path, scenes, f"faulty://{tmp_path}/root", svm=svm)
+    project.disturb(put_seconds=0.05)
+    random = np.random.default_rng()
+    seen: set[str] = set()
+    for _ in range(3):
+        rounds = int(random.integers(1, 7))
+        command = begin(project, "train-svm")
+        command.wait_until(lambda old=frozenset(seen), more=rounds: len(new_checkpoints(project, seen) - old) >= more)
+        command.kill_tree()
+    project.disturb()
+    output = begin(project, "train-svm").ended()
+    assert "train-svm: goes on after pass" in output
+    assert len(shards_of(seen)) == len(set(shards_of(seen))), "a round was done again"
+    assert not project.commits("checkpoints")
+    assert_same_content(project, undisturbed(project, "train-svm"), ("svms",))
+    print("killed after", sorted(seen))
+
+
 def new_checkpoints(project: DisturbedProject, seen: set[str]) -> set[str]:
     """All checkpoints that there have been so far; the last two are kept."""
     seen |= project.commits("checkpoints")

@@ -13,7 +13,7 @@ import pytest
 from jobs.dataset.objects import ImageObjects
 from jobs.features.stored import FeatureShard
 from jobs.features.training_data import TrainingShard
-from jobs.svm.tasks import Mined, audit, mine, norm_of, start_negatives
+from jobs.svm.tasks import Mined, audit, gather, mine, norm_of, positives, start_negatives
 from pipeline.boxes import as_boxes
 from pipeline.detection.mining import NegativeCache, NegativeRules
 from pipeline.detection.scoring import LinearScorer
@@ -512,3 +512,60 @@ def test_windows_that_are_negatives_of_no_class_give_nothing():
 
 def test_the_norm_of_vectors_and_how_many_there_are():
     assert norm_of(np.array([[3, 4], [0, 0], [5, 12]], np.float16)) == (pytest.approx(6), 3)
+
+
+# --- what is read again, and what is learned to like ---
+
+
+@in_row_groups
+@pytest.mark.parametrize("seed", SEEDS)
+def test_vectors_that_would_be_too_many_bytes_are_not_handed_back(seed, group_bytes):
+    windows, models, rules = drawn(seed), svms(seed), RULES["released"]
+    known, shard = some_known(windows, rules, seed), stored(windows, group_bytes=group_bytes)
+    asked = (shard, models.scorer, rules, np.ones(CLASSES, bool), known)
+    whole, vectors = mine(*asked, threshold=-1.0, most=None, most_bytes=2 * DIM * 10**4)
+    bytes_ = vectors.nbytes
+    assert whole.held
+    assert mine(*asked, threshold=-1.0, most=None, most_bytes=bytes_)[0].held
+    without, nothing = mine(*asked, threshold=-1.0, most=None, most_bytes=bytes_ - 1)
+    assert not without.held
+    assert len(nothing) == 0
+    for name in ("image_ids", "windows", "classes", "scores", "new", "left_out"):
+        np.testing.assert_array_equal(getattr(without, name), getattr(whole, name), err_msg=name)
+
+
+@in_row_groups
+@pytest.mark.parametrize("seed", SEEDS)
+def test_vectors_are_gathered_to_their_places(seed, group_bytes):
+    windows = drawn(seed)
+    random = np.random.default_rng(seed)
+    chosen = [w for w in windows if w.image in TRAINING and (w.label is not None or random.random() < 0.4)]
+    places = random.permutation(len(chosen))
+    wanted = {}
+    for image in {w.image for w in chosen}:
+        own = [n for n, w in enumerate(chosen) if w.image == image]
+        wanted[image] = (np.array([chosen[n].id for n in own]), places[own])
+    found = gather(stored(windows, group_bytes=group_bytes), wanted, len(chosen))
+    assert (found.dtype, found.shape) == (np.float16, (len(chosen), DIM))
+    assert [tuple(row) for row in found[places].tolist()] == [w.vector for w in chosen]
+    assert {w.label is None for w in chosen} == {True, False}
+
+
+@pytest.mark.parametrize("difficult", [False, True])
+def test_positives_are_the_objects_of_each_class(difficult):
+    windows = drawn(1)
+    shard, seen = stored(windows), []
+    for key in shard.truth:
+        (classes, dim, norm), vectors = positives(shard.features.root, key, NAMES, difficult)
+        assert (dim, len(classes)) == (DIM, len(vectors))
+        assert norm == pytest.approx(np.linalg.norm(vectors.astype(float), axis=1).mean())
+        seen += [(int(c), tuple(v)) for c, v in zip(classes, vectors.tolist(), strict=True)]
+    expected = [(w.label, w.vector) for w in windows if w.label is not None and (difficult or w.id % 2 != 0)]
+    assert sorted(seen) == sorted(expected)
+
+
+def test_a_file_without_positives_has_none():
+    windows = tuple(w for w in drawn(1) if w.label is None)
+    shard = stored(windows)
+    (classes, dim, norm), vectors = positives(shard.features.root, shard.truth[0], NAMES, False)
+    assert (len(classes), dim, norm, len(vectors)) == (0, 0, 0.0, 0)

@@ -232,10 +232,14 @@ class Both:
                 assert self.cache.row(image, window) == expected
         for number, members in enumerate(self.plain.classes):
             rows = self.cache.rows_of(number)
-            assert rows.tolist() == [self.rows[w] for w in sorted(members, key=self.plain.at.__getitem__)]
-            if members:
-                places = [(block, place) for block, held in self.cache.places(rows) for place in held.tolist()]
-                assert places == sorted(self.plain.at[window] for window in members)
+            assert rows.tolist() == [self.rows[w] for w in sorted(members)]
+            assert list(zip(*self.cache.windows_of(rows), strict=True)) == sorted(members)
+            at = {
+                member: (block, place)
+                for block, places, members in self.cache.places(rows)
+                for place, member in zip(places.tolist(), members.tolist(), strict=True)
+            }
+            assert [at[member] for member in range(len(rows))] == [self.plain.at[w] for w in sorted(members)]
 
 
 @given(st.randoms(use_true_random=False), st.lists(st.sampled_from(["add", "join", "evict", "empty", "unused"])))
@@ -289,11 +293,28 @@ def test_a_window_joins_a_class_once(cache):
     cache.join(1, np.array([row]))
 
 
-def test_rows_come_by_block_and_place(cache):
-    assert [(block, places.tolist()) for block, places in cache.places(cache.rows_of(0))] == [(2, [0]), (4, [0, 1, 2])]
-    assert cache.rows_of(0).tolist() == [3, 0, 1, 2]
+def where(cache, rows):
+    """Blocks, and in each the places and which of the rows are there."""
+    return [(block, places.tolist(), numbers.tolist()) for block, places, numbers in cache.places(rows)]
+
+
+def test_rows_come_by_image_and_window_and_are_found_in_their_blocks(cache):
+    assert cache.rows_of(0).tolist() == [2, 0, 3, 1]
+    assert where(cache, cache.rows_of(0)) == [(2, [0], [2]), (4, [0, 1, 2], [1, 3, 0])]
+    images, windows = cache.windows_of(cache.rows_of(0))
+    assert (images, windows.tolist()) == (["a", "a", "a", "b"], [-1, 5, 9, 7])
     cache.evict(0, np.array([0, 3]))
-    assert [(block, places.tolist()) for block, places in cache.places(cache.rows_of(0))] == [(4, [1, 2])]
+    assert where(cache, cache.rows_of(0)) == [(4, [1, 2], [1, 0])]
+
+
+def test_the_order_of_rows_is_that_of_the_windows_whatever_the_way(cache):
+    other = NegativeCache(2)
+    other.join(0, other.add(0, ["a"], [9]))
+    other.join(0, other.add(1, ["b", "a", "a"], [7, 5, -1], [2, 0, 1]))
+    for made in (cache, other):
+        images, windows = made.windows_of(made.rows_of(0))
+        assert list(zip(images, windows.tolist(), strict=True)) == [("a", -1), ("a", 5), ("a", 9), ("b", 7)]
+    assert where(other, other.rows_of(0)) == [(0, [0], [2]), (1, [0, 1, 2], [1, 0, 3])]
 
 
 def test_a_class_without_windows_has_no_places(cache):
@@ -304,7 +325,7 @@ def test_a_class_without_windows_has_no_places(cache):
 def test_places_follow_the_rows_that_are_left_of_a_class(cache):
     """After a training the rows are chosen from by their scores, which are in the order of ``rows_of``."""
     rows = cache.rows_of(0)[[True, False, True, True]]
-    assert [(block, places.tolist()) for block, places in cache.places(rows)] == [(2, [0]), (4, [1, 2])]
+    assert where(cache, rows) == [(2, [0], [1]), (4, [1, 2], [2, 0])]
 
 
 def test_a_window_that_left_its_last_class_stays_known_while_its_block_does(cache):

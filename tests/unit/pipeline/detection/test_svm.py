@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 
+from pipeline.detection.gram import gram
 from pipeline.detection.svm import ExampleSolver, GramSolver, LinearSvcSolver, SvmProblem, objective
 
 SOLVERS = {"gram": GramSolver, "examples": ExampleSolver, "sklearn": LinearSvcSolver}
@@ -120,6 +121,91 @@ def test_the_tolerance_of_gram_is_how_far_the_objective_may_be_from_its_minimum(
     found = trained(GramSolver(tolerance=tolerance), features, positive, problem)
     assert found.converged
     assert found.objective.total <= (1 + tolerance + 1e-5) * best_cost(features, positive, problem)
+
+
+# --- problems that sweeps alone hardly solve ---
+
+
+def around_centres(rows=500, dim=250, centres=8, seed=0):
+    """Examples around some centres, of mean norm 20, with labels that say nothing."""
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((centres, dim))[rng.integers(centres, size=rows)]
+    features += 0.5 * rng.standard_normal((rows, dim))
+    features *= 20 / np.linalg.norm(features, axis=1).mean()
+    return features, rng.random(rows) < 0.5
+
+
+def twice(seed=0):
+    """Every example twice, once of each class."""
+    features, positive = drawn(rows=60, dim=30, seed=seed)
+    return np.concatenate([features, features]), np.concatenate([positive, ~positive])
+
+
+def flipped():
+    """A tenth of the labels are wrong."""
+    features, positive = drawn(rows=500, dim=90, seed=3)
+    return features, positive ^ (np.random.default_rng(4).random(500) < 0.1)
+
+
+HARD = {
+    "around centres": (around_centres(), SvmProblem(C=0.1)),
+    "around centres, smaller C": (around_centres(seed=1), SvmProblem(C=0.03)),
+    "separable": (drawn(rows=300, dim=900), SvmProblem(C=1.0)),
+    "every example of both classes": (twice(), SvmProblem(C=0.1)),
+    "one positive": (drawn(rows=400, dim=50, positives=1), SvmProblem(C=0.1, positive_weight=100.0)),
+    "wrong labels": (flipped(), SvmProblem(C=0.1)),
+}
+
+
+@pytest.mark.parametrize("solver", [GramSolver, ExampleSolver])
+@pytest.mark.parametrize("hard", list(HARD.values()), ids=list(HARD))
+def test_the_gap_that_is_told_is_the_gap(solver, hard):
+    """Of the examples in float64, summed one by one; and the minimum lies within it."""
+    (features, positive), problem = hard
+    found = trained(solver(), features, positive, problem)
+    assert found.converged
+    assert found.gap <= 1e-4
+    signs = np.where(positive, 1.0, -1.0)
+    most = np.where(positive, problem.C * problem.positive_weight, problem.C).astype(np.float32)
+    assert ((found.coefficients >= 0) & (found.coefficients <= most)).all()
+    wider = np.column_stack([features.astype(np.float32).astype(np.float64), np.full(len(features), problem.bias)])
+    weight = (found.coefficients * signs) @ wider
+    dual = found.coefficients.sum() - 0.5 * weight @ weight
+    primal = cost(weight[:-1], weight[-1] * problem.bias, wider[:, :-1], positive, problem)
+    assert (primal - dual) / dual == pytest.approx(found.gap, rel=1e-3, abs=1e-8)
+    assert primal == pytest.approx(found.objective.total, rel=1e-9)
+    assert dual <= best_cost(features, positive, problem) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("solver", [GramSolver, ExampleSolver])
+def test_examples_that_overlap_take_few_sweeps(solver):
+    """Sweeps alone take thousands; in float32 they never came to an end."""
+    features, positive = around_centres(rows=2000, dim=1000)
+    most = 3000 if solver is ExampleSolver else 300
+    assert trained(solver(max_iterations=most), features, positive, SvmProblem(C=0.1)).converged
+
+
+@pytest.mark.parametrize("solver", [GramSolver, ExampleSolver])
+def test_a_fit_from_the_coefficients_of_another_has_less_to_do(solver):
+    features, positive = drawn(rows=600, dim=200, seed=2)
+    problem = SvmProblem(C=0.1)
+    first = trained(solver(), features[:550], positive[:550], problem)
+    again = solver().fit(features[:550].astype(np.float32), positive[:550], problem, first.coefficients)
+    assert again.iterations == 0
+    assert again.weight.tobytes() == first.weight.tobytes()
+    start = np.append(first.coefficients, np.zeros(50))
+    warm = solver().fit(features.astype(np.float32), positive, problem, start)
+    cold = trained(solver(), features, positive, problem)
+    assert warm.converged
+    assert 0 < warm.iterations < cold.iterations
+    assert warm.objective.total == pytest.approx(cold.objective.total, rel=2e-4)
+
+
+def test_products_that_are_there_are_taken():
+    features, positive = drawn(seed=9)
+    given_ = features.astype(np.float32)
+    found = GramSolver().fit(given_, positive, SvmProblem(), products=gram(given_))
+    assert found.weight.tobytes() == GramSolver().fit(given_, positive, SvmProblem()).weight.tobytes()
 
 
 def test_a_finer_tolerance_takes_more_sweeps():
