@@ -23,11 +23,12 @@ HEIGHT, WIDTH = 43, 57
 LAYOUT = schema("features", DIM, {"method": "benchmark"})
 
 
-def rows_of(image_id: str, windows: int, seed: int) -> pa.Table:
-    """The rows of one image with so many windows."""
+def rows_of(image_id: str, windows: int, seed: int, dim: int = DIM) -> pa.Table:
+    """The rows of one image with so many windows; of its vectors the first ``dim`` numbers."""
     random = np.random.default_rng(seed)
     cells = _windows(random, windows)
-    vectors = pyramid.pool(_conv_map(random), cells)
+    channels = -(-dim // pyramid.bin_count(pyramid.LEVELS))
+    vectors = np.ascontiguousarray(pyramid.pool(_conv_map(random, channels), cells)[:, :dim])
     boxes = (cells + np.array([0, 0, 1, 1], np.int16)).astype(np.float32) * STRIDE
     columns = {
         "image_id": pa.array([image_id] * windows, pa.string()),
@@ -37,11 +38,11 @@ def rows_of(image_id: str, windows: int, seed: int) -> pa.Table:
         "window": window_column(cells),
         "feature": vector_column(vectors),
     }
-    return pa.table(columns, schema=LAYOUT)
+    return pa.table(columns, schema=LAYOUT if dim == DIM else schema("features", dim, {"method": "benchmark"}))
 
 
-def _conv_map(random: np.random.Generator) -> NDArray[np.float16]:
-    smooth = random.standard_normal((HEIGHT + 2, WIDTH + 2, CHANNELS), np.float32)
+def _conv_map(random: np.random.Generator, channels: int = CHANNELS) -> NDArray[np.float16]:
+    smooth = random.standard_normal((HEIGHT + 2, WIDTH + 2, channels), np.float32)
     smooth = smooth[:-2] + 2 * smooth[1:-1] + smooth[2:]
     smooth = smooth[:, :-2] + 2 * smooth[:, 1:-1] + smooth[:, 2:]
     smooth /= smooth.std()

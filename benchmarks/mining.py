@@ -34,7 +34,7 @@ import ray
 import torch
 
 from benchmarks.comparison import Case, report, take_turns
-from benchmarks.features import DIM, LAYOUT, rows_of
+from benchmarks.features import DIM, rows_of
 from jobs.config.run_config import RunConfig
 from jobs.dataset.index import Index
 from jobs.dataset.objects import ImageObjects
@@ -61,21 +61,21 @@ OBJECTS = 2
 """Objects in an image."""
 
 
-def write(root: Root, images: int, windows: int) -> tuple[RunRecord, Index]:
+def write(root: Root, images: int, windows: int, dim: int = DIM) -> tuple[RunRecord, Index]:
     """Features of all images, and of a few of each image's windows as its objects, of classes in turn."""
     random = np.random.default_rng(0)
     rows: dict[str, list] = {"images": [], "objects": []}
     names: dict[str, list] = {"features": [], "truth_features": []}
     for start in range(0, images, PER_SHARD):
         shard = f"{start:016x}"
-        truth_layout = schema("truth_features", DIM, {"method": METHOD})
+        truth_layout = schema("truth_features", dim, {"method": METHOD})
         with (
-            ShardWriter(root, "features", METHOD, shard, LAYOUT) as features,
+            ShardWriter(root, "features", METHOD, shard, schema("features", dim, {"method": METHOD})) as features,
             ShardWriter(root, "truth_features", METHOD, shard, truth_layout) as truths,
         ):
             for number in range(start, min(start + PER_SHARD, images)):
                 image_id = f"{number:06d}"
-                table = rows_of(image_id, windows, seed=number)
+                table = rows_of(image_id, windows, number, dim)
                 features.write_image(image_id, table)
                 chosen = np.sort(random.choice(windows, OBJECTS, replace=False))
                 labels = [f"class-{(OBJECTS * number + i) % CLASSES:02d}" for i in range(OBJECTS)]
@@ -193,7 +193,7 @@ def memory_of_training(root: Root, record: RunRecord, index: Index, given: int) 
         warm = ray.remote(_warm)
         ray.get([warm.remote() for _ in range(2)])
         start = time.perf_counter()
-        with RaySession(config.execution) as session, _peak_memory() as peak:
+        with RaySession(config.execution) as session, peak_memory() as peak:
             context = Context(config, root, index, record)
             train_svms(Assignment(Invocation(config, root, METHOD, ()), context, session), METHOD)
         return peak[0] + store * 10**6, time.perf_counter() - start
@@ -208,7 +208,7 @@ def _warm() -> None:
 
 
 @contextmanager
-def _peak_memory():
+def peak_memory():
     """The most that this process and its descendants had of their own, in bytes above what they have now."""
     peak, ended = [0], threading.Event()
     before = _own_memory()

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pipeline.bodies import BODIES, Body, load_state
 from pipeline.detection import box_regression
 from pipeline.detection.scoring import LinearScorer, mean_norm
-from pipeline.detection.svm import GramSolver, LinearSvcSolver, SvmProblem, solve_products
+from pipeline.detection.gram import gram
+from pipeline.detection.svm import ExampleSolver, GramSolver, LinearSvcSolver, SvmProblem, solve_products
 from pipeline.features.regions import RegionExtractor
 from pipeline.features.warping import WarpExtractor
 from pipeline.measures.classification import products
@@ -33,7 +34,7 @@ Numbers = dict[str, NDArray]
 EXACT = ("proposals",)
 """The same on every kind of processor: whole numbers, computed in whole numbers."""
 
-SOLVED = ("gram svm", "linear svc", "shared svms")
+SOLVED = ("gram svm", "example svm", "linear svc", "shared svms")
 """By solvers that stop at a gap of 1e-4, to which other last digits take other steps."""
 
 
@@ -74,17 +75,26 @@ def of_the_head() -> Numbers:
     return found | {f"trained {name}": values.detach().numpy() for name, values in head.state_dict().items()}
 
 
+def of_gram() -> Numbers:
+    """Products of examples, and the same of examples in another order: two names for the same numbers."""
+    rows, order = vectors(500, 1601, 3).astype(np.float32), np.random.default_rng(4).permutation(500)
+    back = np.argsort(order)
+    return {"gram": gram(rows), "gram in another order": gram(rows[order])[np.ix_(back, back)]}
+
+
 def of_svms() -> Numbers:
     """Weights of SVMs by each solver, of vectors so long that BLAS shares out a product of two."""
     rows, positive = vectors(120, 12_800), np.arange(120) % 5 == 0
     scaled = (rows.astype(np.float32) * 20 / mean_norm(rows)).astype(np.float32)
-    gram = GramSolver().fit(scaled, positive, SvmProblem())
+    of_products = GramSolver().fit(scaled, positive, SvmProblem())
+    of_examples = ExampleSolver().fit(scaled, positive, SvmProblem())
     linear = LinearSvcSolver().fit(scaled.astype(np.float64), positive, SvmProblem())
     kernel = products(rows)
     both = np.stack([positive, ~positive], axis=1)
     shared, _ = solve_products(kernel, both, SvmProblem(C=1.0), threads=torch.get_num_threads())
     return {
-        "gram svm": np.append(gram.weight, [gram.bias, gram.objective.total]),
+        "gram svm": np.append(of_products.weight, [of_products.bias, of_products.objective.total]),
+        "example svm": np.append(of_examples.weight, [of_examples.bias, of_examples.objective.total]),
         "linear svc": np.append(linear.weight, [linear.bias, linear.objective.total]),
         "products": np.concatenate([kernel, products(vectors(600, 5000))[:120, :120]]),
         "shared svms": shared,
@@ -131,6 +141,7 @@ def of_proposals() -> Numbers:
 PIECES: tuple[Callable[[], Numbers], ...] = (
     of_scores,
     of_the_head,
+    of_gram,
     of_svms,
     of_box_regression,
     of_bodies,

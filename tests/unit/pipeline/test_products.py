@@ -93,6 +93,7 @@ def test_kinds_of_processor_agree_and_threads_change_nothing_on_any(tmp_path):
         found[kind] = [numbers_of(tmp_path / f"{kind}-{count}.npz", kind, count) for count in counts]
     (first, *_), *others = found.values()
     for kind, (one, *more) in found.items():
+        np.testing.assert_array_equal(one["gram in another order"], one["gram"], err_msg=kind)
         for again in more:
             assert {name for name, values in one.items() if not np.array_equal(values, again[name])} == set(), kind
     for kind, (one, *_) in zip(list(found)[1:], others, strict=True):
