@@ -1,4 +1,4 @@
-"""SVMs where classes overlap: 200 drawn pictures, each of 20 to 40 discs on one another, of three classes that look alike.
+"""SVMs where classes overlap: 200 drawn pictures of 20 to 40 discs on one another, of three classes that look alike.
 
     python -m benchmarks.crowded [--pictures N] [--folder DIR] [--json]
 

@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Case("growth when images double", ours.seconds, 2 * half.seconds),
     ]
     notes = [
-        f"{options.images} images x {options.windows} windows x {options.dim} numbers: {bytes_ / 1e9:.2f} GB of vectors, "
+        f"{options.images} images x {options.windows} windows x {options.dim} numbers: {bytes_ / 1e9:.2f} GB, "
         f"{stored.bytes / 1e9:.2f} GB stored",
         f"read {ours.read / stored.bytes:.1f} times the stored features (half the images: "
         f"{2 * half.read / stored.bytes:.1f})",

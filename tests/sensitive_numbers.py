@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.bodies import BODIES, Body, load_state
 from pipeline.detection import box_regression
-from pipeline.detection.scoring import LinearScorer, mean_norm
 from pipeline.detection.gram import gram
+from pipeline.detection.scoring import LinearScorer, mean_norm
 from pipeline.detection.svm import ExampleSolver, GramSolver, LinearSvcSolver, SvmProblem, solve_products
 from pipeline.features.regions import RegionExtractor
 from pipeline.features.warping import WarpExtractor

@@ -83,7 +83,8 @@ def train_svms(assignment: Assignment, method: str) -> None:
 class _Class:
     """One class in training.
 
-    ``rows``: its negatives at its last fit, of which ``gram`` has the products, after those of its positives.
+    ``rows``: its negatives since its last fit, whose coefficients ``fit`` has after those of the positives. ``gram``
+    has the products of the positives and of all negatives at that fit, ``gram_rows``.
     """
 
     name: str
@@ -92,8 +93,16 @@ class _Class:
     fit: ClassFit | None = None
     rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     gram: ray.ObjectRef | None = None
+    gram_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     told: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    def learned(self, fit: ClassFit, rows: NDArray[np.int64], kept: NDArray[np.bool_]) -> None:
+        """A fit on the negatives ``rows``, of which some are ``kept``."""
+        coefficients = fit.coefficients
+        if coefficients is not None:
+            coefficients = np.concatenate([coefficients[: self.count], coefficients[self.count :][kept]])
+        self.fit, self.rows = replace(fit, coefficients=coefficients, scores=fit.scores[kept]), rows[kept]
 
     def start(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """The coefficients of the last fit, those of new ``rows`` being 0."""
@@ -236,13 +245,9 @@ class _Training:
         classes = {}
         for one in fitted:
             assert one.fit is not None
-            own = self._negatives.rows_of(one.number)
-            fit = one.fit
-            if fit.coefficients is not None:
-                fit = replace(fit, coefficients=one.start(own))  # without those that left
             classes[one.number] = ClassProgress(
-                members=np.searchsorted(rows, own),
-                fit=fit,
+                members=np.searchsorted(rows, one.rows),
+                fit=one.fit,
                 left_out=self._negatives.left_out[one.number],
                 history=one.history,
             )
@@ -335,14 +340,16 @@ class _Training:
             ]
             fits: list[ClassFit] = results("train-svm", [fit for fit, _ in refs])
         for one, fit, (_, gram) in zip(todo, fits, refs, strict=True):
-            one.fit, one.rows, one.gram = fit, rows[one.number], gram
-            easy = one.rows[fit.scores < self._config.leave_below]
+            one.gram, one.gram_rows = gram, rows[one.number]
+            kept = fit.scores >= self._config.leave_below
+            one.learned(fit, one.gram_rows, kept)
+            easy = one.gram_rows[~kept]
             one.history.append(
                 {
                     "pass": pass_,
                     "round": round_,
                     "positives": one.count,
-                    "negatives": len(one.rows),
+                    "negatives": len(one.gram_rows),
                     "added": added[one.number],
                     "left_out": self._negatives.left_out[one.number],
                     "evicted": len(easy),
@@ -369,7 +376,7 @@ class _Training:
         known = None
         if isinstance(solver, GramSolver):
             if one.gram is not None and one.fit is not None:
-                places = places_in(one.rows, rows)
+                places = places_in(one.gram_rows, rows)
                 places[places >= 0] += one.count
                 known = Known(one.gram, np.concatenate([np.arange(one.count), places]))
             elif common is not None:
