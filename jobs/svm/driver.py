@@ -333,9 +333,9 @@ class _Training:
         with self._clock.phase("fit"):
             threads = max(1, min(self._resources.cpus // max(1, len(todo)), self._resources.node_cpus))
             common = self._common_products(todo, threads) if (pass_, round_) == (0, 0) else None
-            kept = sum(4 * (one.count + len(rows.get(one.number, one.rows))) ** 2 for one in self._classes)
+            whole = sum(4 * (one.count + len(rows.get(one.number, one.rows))) ** 2 for one in self._classes)
             refs = [
-                self._fit(one, rows[one.number], common, threads, keep=kept <= self._memory * _SHARE_OF_PRODUCTS)
+                self._fit(one, rows[one.number], common, threads, keep=whole <= self._memory * _SHARE_OF_PRODUCTS)
                 for one in todo
             ]
             fits: list[ClassFit] = results("train-svm", [fit for fit, _ in refs])
