@@ -18,7 +18,7 @@ from pipeline.bodies import BODIES, Body, load_state
 from pipeline.detection import box_regression
 from pipeline.detection.gram import gram
 from pipeline.detection.scoring import LinearScorer, mean_norm
-from pipeline.detection.svm import ExampleSolver, GramSolver, LinearSvcSolver, SvmProblem, solve_products
+from pipeline.detection.svm import DualSolver, LinearSvcSolver, SvmProblem, solve_products
 from pipeline.features.regions import RegionExtractor
 from pipeline.features.warping import WarpExtractor
 from pipeline.measures.classification import products
@@ -34,7 +34,7 @@ Numbers = dict[str, NDArray]
 EXACT = ("proposals",)
 """The same on every kind of processor: whole numbers, computed in whole numbers."""
 
-SOLVED = ("gram svm", "example svm", "linear svc", "shared svms")
+SOLVED = ("dual svm", "dual svm of many", "linear svc", "shared svms")
 """By solvers that stop at a gap of 1e-4, to which other last digits take other steps."""
 
 
@@ -86,15 +86,16 @@ def of_svms() -> Numbers:
     """Weights of SVMs by each solver, of vectors so long that BLAS shares out a product of two."""
     rows, positive = vectors(120, 12_800), np.arange(120) % 5 == 0
     scaled = (rows.astype(np.float32) * 20 / mean_norm(rows)).astype(np.float32)
-    of_products = GramSolver().fit(scaled, positive, SvmProblem())
-    of_examples = ExampleSolver().fit(scaled, positive, SvmProblem())
+    of_products = DualSolver().fit(scaled, positive, SvmProblem())
+    many = vectors(3200, 4000).astype(np.float32)
+    of_examples = DualSolver().fit(many, np.arange(3200) % 5 == 0, SvmProblem())
     linear = LinearSvcSolver().fit(scaled.astype(np.float64), positive, SvmProblem())
     kernel = products(rows)
     both = np.stack([positive, ~positive], axis=1)
     shared, _ = solve_products(kernel, both, SvmProblem(C=1.0), threads=torch.get_num_threads())
     return {
-        "gram svm": np.append(of_products.weight, [of_products.bias, of_products.objective.total]),
-        "example svm": np.append(of_examples.weight, [of_examples.bias, of_examples.objective.total]),
+        "dual svm": np.append(of_products.weight, [of_products.bias, of_products.objective.total]),
+        "dual svm of many": np.append(of_examples.weight, [of_examples.bias, of_examples.objective.total]),
         "linear svc": np.append(linear.weight, [linear.bias, linear.objective.total]),
         "products": np.concatenate([kernel, products(vectors(600, 5000))[:120, :120]]),
         "shared svms": shared,

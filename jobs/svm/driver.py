@@ -22,14 +22,14 @@ from jobs.record.lineage import stored_features
 from jobs.record.publish import publish
 from jobs.record.stage import Assignment
 from jobs.svm import fits
-from jobs.svm.fits import ClassFit, Examples, Known
+from jobs.svm.fits import ClassFit, Examples
 from jobs.svm.negatives import Negatives
 from jobs.svm.positives import Positives
 from jobs.svm.progress import ClassProgress, Progress, last_progress
 from jobs.svm.tasks import Audit
 from pipeline.detection.mining import NegativeRules
 from pipeline.detection.scoring import LinearScorer
-from pipeline.detection.svm import ExampleSolver, GramSolver, LinearSvcSolver, SvmProblem, SvmSolver
+from pipeline.detection.svm import DualSolver, LinearSvcSolver, SvmProblem, SvmSolver
 from pipeline.phases import PhaseClock
 from storage.commits import LedgerRow
 from storage.manifest import recorded_manifest
@@ -41,9 +41,6 @@ _log = logging.getLogger("spp")
 
 _SHARE_OF_STORE = 0.25
 """Of the object stores' memory: what the vectors of a round may take before it is known which of them join."""
-
-_SHARE_OF_PRODUCTS = 0.5
-"""Of the memory of one fit: what the products of all classes may take from one training to the next."""
 
 MOST_PASSES = 50
 """Of ``until_stable``: two fits that differ in their last digits could take turns for ever."""
@@ -83,8 +80,7 @@ def train_svms(assignment: Assignment, method: str) -> None:
 class _Class:
     """One class in training.
 
-    ``rows``: its negatives since its last fit, whose coefficients ``fit`` has after those of the positives. ``gram``
-    has the products of the positives and of all negatives at that fit, ``gram_rows``.
+    ``rows``: its negatives since its last fit, whose coefficients ``fit`` has after those of the positives.
     """
 
     name: str
@@ -92,9 +88,6 @@ class _Class:
     count: int
     fit: ClassFit | None = None
     rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    gram: ray.ObjectRef | None = None
-    gram_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    told: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def learned(self, fit: ClassFit, rows: NDArray[np.int64], kept: NDArray[np.bool_]) -> None:
@@ -127,14 +120,6 @@ def places_in(known: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.i
     return found
 
 
-@dataclass(frozen=True)
-class _Common:
-    """The products of rows of the cache that several classes have in common."""
-
-    gram: ray.ObjectRef
-    rows: NDArray[np.int64]
-
-
 class _Training:
     """The SVMs of all classes, their caches, and what has been measured on the way.
 
@@ -159,10 +144,9 @@ class _Training:
         self._positives = positives
         self._dim = positives.dim
         self._problem = SvmProblem(config.C, config.positive_weight, config.bias)
-        solvers = (GramSolver, ExampleSolver) if config.solver == "gram" else (LinearSvcSolver,)
-        self._solvers: list[SvmSolver] = [solver(tolerance=config.tolerance, seed=config.seed) for solver in solvers]
-        self._memory = config.fit_memory_mb * 10**6
-        self._most = max(solver.most_rows(self._memory, self._dim) for solver in self._solvers)
+        solver = DualSolver if config.solver == "gram" else LinearSvcSolver
+        self._solver: SvmSolver = solver(tolerance=config.tolerance, seed=config.seed)
+        self._most = self._solver.most_rows(config.fit_memory_mb * 10**6, self._dim)
         self._classes = [
             _Class(name=name, number=number, count=count)
             for number, name in enumerate(data.class_names)
@@ -331,25 +315,19 @@ class _Training:
         todo = [one for one in self._classes if added.get(one.number)]
         rows = {one.number: self._negatives.rows_of(one.number) for one in todo}
         with self._clock.phase("fit"):
-            threads = max(1, min(self._resources.cpus // max(1, len(todo)), self._resources.node_cpus))
-            common = self._common_products(todo, threads) if (pass_, round_) == (0, 0) else None
-            whole = sum(4 * (one.count + len(rows.get(one.number, one.rows))) ** 2 for one in self._classes)
-            refs = [
-                self._fit(one, rows[one.number], common, threads, keep=whole <= self._memory * _SHARE_OF_PRODUCTS)
-                for one in todo
-            ]
-            fits: list[ClassFit] = results("train-svm", [fit for fit, _ in refs])
-        for one, fit, (_, gram) in zip(todo, fits, refs, strict=True):
-            one.gram, one.gram_rows = gram, rows[one.number]
+            refs = [self._fit(one, rows[one.number]) for one in todo]
+            found: list[ClassFit] = results("train-svm", refs)
+        for one, fit in zip(todo, found, strict=True):
+            trained = rows[one.number]
             kept = fit.scores >= self._config.leave_below
-            one.learned(fit, one.gram_rows, kept)
-            easy = one.gram_rows[~kept]
+            one.learned(fit, trained, kept)
+            easy = trained[~kept]
             one.history.append(
                 {
                     "pass": pass_,
                     "round": round_,
                     "positives": one.count,
-                    "negatives": len(one.gram_rows),
+                    "negatives": len(trained),
                     "added": added[one.number],
                     "left_out": self._negatives.left_out[one.number],
                     "evicted": len(easy),
@@ -360,47 +338,19 @@ class _Training:
                 }
             )
             self._negatives.evict(one.number, easy)
-        stopped = [one.name for one, fit in zip(todo, fits, strict=True) if not fit.converged]
+        stopped = [one.name for one, fit in zip(todo, found, strict=True) if not fit.converged]
         if stopped:
             self._say(f"note: the solver stopped before it converged for {len(stopped)} classes, such as {stopped[0]}")
         self._negatives.drop_unused()
 
-    def _fit(
-        self, one: _Class, rows: NDArray[np.int64], common: _Common | None, threads: int, *, keep: bool
-    ) -> tuple[ray.ObjectRef, ray.ObjectRef | None]:
-        """The fit of a class on its positives and these negatives; what came of it, and the products if kept."""
+    def _fit(self, one: _Class, rows: NDArray[np.int64]) -> ray.ObjectRef:
+        """The fit of a class on its positives and these negatives."""
         count = one.count + len(rows)
         blocks = [*self._positives.vectors_of(one.number), *self._negatives.vectors_of(rows, one.count)]
         examples = Examples(one.count, count, self._dim, self._scale, blocks)
-        solver = next((s for s in self._solvers if s.bytes_needed(count, self._dim) <= self._memory), self._solvers[-1])
-        known = None
-        if isinstance(solver, GramSolver):
-            if one.gram is not None and one.fit is not None:
-                places = places_in(one.gram_rows, rows)
-                places[places >= 0] += one.count
-                known = Known(one.gram, np.concatenate([np.arange(one.count), places]))
-            elif common is not None:
-                known = Known(common.gram, np.concatenate([np.full(one.count, -1), places_in(common.rows, rows)]))
-        else:
-            keep = False
-            if len(self._solvers) > 1 and not one.told:
-                one.told = True
-                self._say(
-                    f"{one.name}: {count:,} examples, whose products take more than svm.fit_memory_mb: solved without"
-                )
-        task = as_task(fits.fit, returns=2, memory=solver.bytes_needed(count, self._dim), num_cpus=threads)
-        fit, gram = task.remote(solver, self._problem, examples, known, one.start(rows), threads, keep)
-        return fit, gram if keep else None
-
-    def _common_products(self, todo: Sequence[_Class], threads: int) -> _Common | None:
-        """The products of the first negatives, most of which classes have in common."""
-        rows = self._negatives.shared([one.number for one in todo])
-        memory = GramSolver().bytes_needed(len(rows), self._dim)
-        if len(todo) < 2 or not isinstance(self._solvers[0], GramSolver) or memory > self._memory:
-            return None
-        examples = Examples(0, len(rows), self._dim, self._scale, self._negatives.vectors_of(rows))
-        threads = min(self._resources.cpus, self._resources.node_cpus)
-        return _Common(as_task(fits.products, memory=memory, num_cpus=threads).remote(examples, threads), rows)
+        task = as_task(fits.fit, memory=self._solver.bytes_needed(count, self._dim))
+        ref: ray.ObjectRef = task.remote(self._solver, self._problem, examples, one.start(rows))
+        return ref
 
     def _fitted(self) -> list[_Class]:
         return [one for one in self._classes if one.fit is not None]
@@ -423,7 +373,7 @@ class _Training:
         config = self._config
         largest = max(one.count for one in self._classes)
         if self._most <= largest:
-            enough = min(s.bytes_needed(largest + config.start_negatives, self._dim) for s in self._solvers)
+            enough = self._solver.bytes_needed(largest + config.start_negatives, self._dim)
             raise UsageError(
                 f"svm.fit_memory_mb is {config.fit_memory_mb}: room for {self._most} examples of {self._dim} numbers, "
                 f"but a class has {largest} positives; give at least {enough // 10**6 + 1}"

@@ -1,4 +1,4 @@
-"""The tasks of train-svm that train: the products of examples, and the fit of one class on them."""
+"""The task of train-svm that trains: one class, on examples that lie in the object store."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from numpy.typing import NDArray
 
-from pipeline.detection.gram import gram
-from pipeline.detection.svm import GramSolver, SvmProblem, SvmSolver
+from pipeline.detection.svm import SvmProblem, SvmSolver
 
 Places = NDArray[np.int64]
 
@@ -62,54 +60,19 @@ class Examples:
         return found
 
 
-@dataclass(frozen=True)
-class Known:
-    """Products that were made before: ``gram`` float32 (M, M), and where in it each example stands, (N,), or -1."""
-
-    gram: ray.ObjectRef
-    places: Places
-
-
-def products(examples: Examples, threads: int) -> NDArray[np.float32]:
-    """The products of examples with one another, float32 (count, count)."""
-    torch.set_num_threads(threads)
-    return gram(examples.features(np.float32))
-
-
-def fit(
-    solver: SvmSolver,
-    problem: SvmProblem,
-    examples: Examples,
-    known: Known | None,
-    start: NDArray[np.float64] | None,
-    threads: int,
-    keep: bool,
-) -> tuple[ClassFit, NDArray[np.float32] | None]:
-    """Train one class; what came of it, and to ``keep`` the products of its examples if the solver has made them.
-
-    ``start`` (count,): coefficients to begin from. ``threads`` share out the products.
-    """
-    torch.set_num_threads(threads)
-    features = examples.features(solver.dtype)
+def fit(solver: SvmSolver, problem: SvmProblem, examples: Examples, start: NDArray[np.float64] | None) -> ClassFit:
+    """Train one class. ``start`` (count,): coefficients to begin from."""
     positive = np.arange(examples.count) < examples.positives
-    made = None
-    if isinstance(solver, GramSolver):
-        made = gram(features) if known is None else gram(features, ray.get(known.gram), known.places)
-        found = solver.fit(features, positive, problem, start, made)
-    else:
-        found = solver.fit(features, positive, problem, start)
-    return (
-        ClassFit(
-            weight=found.weight.astype(np.float32),
-            bias=found.bias,
-            scores=found.scores[examples.positives :],
-            coefficients=found.coefficients,
-            loss_positive=found.objective.positive,
-            loss_negative=found.objective.negative,
-            regulariser=found.objective.regulariser,
-            iterations=found.iterations,
-            gap=found.gap,
-            converged=found.converged,
-        ),
-        made if keep else None,
+    found = solver.fit(examples.features(solver.dtype), positive, problem, start)
+    return ClassFit(
+        weight=found.weight.astype(np.float32),
+        bias=found.bias,
+        scores=found.scores[examples.positives :],
+        coefficients=found.coefficients,
+        loss_positive=found.objective.positive,
+        loss_negative=found.objective.negative,
+        regulariser=found.objective.regulariser,
+        iterations=found.iterations,
+        gap=found.gap,
+        converged=found.converged,
     )

@@ -6,10 +6,10 @@ Both begin with coordinate descent (Hsieh et al. 2008, algorithm 1, which liblin
 in a new order in each sweep, goes to where it is best. Scores are kept in float64 throughout: in float32 many small
 changes drift until no sweep comes nearer.
 
-Where classes overlap, many variables end inside their bounds, and sweeps come nearer ever more slowly. So between some
-sweeps all that are inside move together, by conjugate gradients over their face of the box, to where the objective is
-lowest along the way (Moré and Toraldo 1991, "On the solution of large quadratic programming problems with bound
-constraints"). Sweeps find the face, and conjugate gradients the place on it.
+Where classes overlap, many variables end inside their bounds, and sweeps come nearer ever more slowly. Over products,
+where a step is cheap, all that are inside move together between some sweeps, by conjugate gradients over their face of
+the box, to where the objective is lowest along the way (Moré and Toraldo 1991, "On the solution of large quadratic
+programming problems with bound constraints"). Sweeps find the face, and conjugate gradients the place on it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 _SWEEPS_BETWEEN = 5
 """Sweeps before the gap is looked at, and the face searched."""
 
+_REST = 0.3
+"""The range of gradients at which the first sweeps over examples end; smaller later, as the gap says."""
+
+_MOST_SWEEPS = 30
+"""Over examples, until all are looked at again."""
+
 _MOST_STEPS = 100
 """Of conjugate gradients in one search."""
 
@@ -37,14 +43,14 @@ _RESIDUAL = 0.1
 
 
 @compiled(fastmath=_FAST)
-def _products(
-    gram: NDArray[np.float32],
+def _add_up(
+    products: NDArray[np.float32],
     offset: float,
     rows: NDArray[np.int64],
     factors: NDArray[np.float64],
     sums: NDArray[np.float64],
 ) -> None:
-    """``sums = factors @ (gram[rows] + offset)``, four rows in one pass over the sums."""
+    """``sums = factors @ (products[rows] + offset)``, four rows in one pass over the sums."""
     count, taken = len(sums), len(rows)
     total = 0.0
     for k in range(taken):
@@ -53,19 +59,19 @@ def _products(
         sums[j] = offset * total
     whole = taken - taken % 4
     for k in range(0, whole, 4):
-        a, b, c, d = gram[rows[k]], gram[rows[k + 1]], gram[rows[k + 2]], gram[rows[k + 3]]
+        a, b, c, d = products[rows[k]], products[rows[k + 1]], products[rows[k + 2]], products[rows[k + 3]]
         e, f, g, h = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
         for j in range(count):
             sums[j] += e * a[j] + f * b[j] + g * c[j] + h * d[j]
     for k in range(whole, taken):
-        a, e = gram[rows[k]], factors[k]
+        a, e = products[rows[k]], factors[k]
         for j in range(count):
             sums[j] += e * a[j]
 
 
 @compiled(fastmath=_FAST)
 def _face_step(
-    gram: NDArray[np.float32],
+    products: NDArray[np.float32],
     offset: float,
     signs: NDArray[np.float64],
     most: NDArray[np.float64],
@@ -92,7 +98,7 @@ def _face_step(
         square += residual[k] * residual[k]
     first = square
     for _ in range(_MOST_STEPS):
-        _products(gram, offset, inside, way, sums)
+        _add_up(products, offset, inside, way, sums)
         curvature = 0.0
         for k in range(count):
             curvature += way[k] * sums[inside[k]]
@@ -115,7 +121,7 @@ def _face_step(
             i = inside[k]
             change[k] = signs[i] * (min(max(alphas[i] + signs[i] * step[k], 0.0), most[i]) - alphas[i])
             step[k] *= 0.5
-        _products(gram, offset, inside, change, sums)
+        _add_up(products, offset, inside, change, sums)
         lower = 0.0
         for k in range(count):
             i = inside[k]
@@ -145,7 +151,7 @@ def _gap(
 
 @compiled(fastmath=_FAST)
 def descend_products(
-    gram: NDArray[np.float32],
+    products: NDArray[np.float32],
     offset: float,
     signs: NDArray[np.float64],
     most: NDArray[np.float64],
@@ -165,18 +171,18 @@ def descend_products(
     sweeps = 0
     while sweeps < max_sweeps and not _gap(signs, most, alphas, scores) <= tolerance:
         if sweeps:
-            _face_step(gram, offset, signs, most, alphas, scores)
+            _face_step(products, offset, signs, most, alphas, scores)
         for _ in range(min(_SWEEPS_BETWEEN, max_sweeps - sweeps)):
             for i in np.random.permutation(count):
                 gradient = signs[i] * scores[i] - 1.0
                 if (alphas[i] <= 0.0 and gradient >= 0.0) or (alphas[i] >= most[i] and gradient <= 0.0):
                     continue
-                new = min(max(alphas[i] - gradient / (gram[i, i] + offset), 0.0), most[i])
+                new = min(max(alphas[i] - gradient / (products[i, i] + offset), 0.0), most[i])
                 change = (new - alphas[i]) * signs[i]
                 if change == 0.0:
                     continue
                 alphas[i] = new
-                row, shift = gram[i], change * offset
+                row, shift = products[i], change * offset
                 for j in range(count):
                     scores[j] += change * row[j] + shift
             sweeps += 1
@@ -217,9 +223,55 @@ def squares(features: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 @compiled(fastmath=_FAST)
-def descend_examples(
+def _sweep(
     features: NDArray[np.float32],
     lengths: NDArray[np.float64],
+    bias: float,
+    signs: NDArray[np.float64],
+    most: NDArray[np.float64],
+    alphas: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    rest: float,
+    max_sweeps: int,
+) -> int:
+    """Sweeps over those that no sweep has found pressed against a bound, until their gradients lie within ``rest``."""
+    count, dim = features.shape
+    active, sweeps = np.arange(count), 0
+    while sweeps < max_sweeps:
+        highest, lowest, kept = -np.inf, np.inf, 0
+        for place in np.random.permutation(len(active)):
+            i = active[place]
+            row, total = features[i], bias * weight[dim]
+            for j in range(dim):
+                total += row[j] * weight[j]
+            gradient = signs[i] * total - 1.0
+            if (alphas[i] <= 0.0 and gradient >= 0.0) or (alphas[i] >= most[i] and gradient <= 0.0):
+                active[place] = -1
+                continue
+            kept += 1
+            highest, lowest = max(highest, gradient), min(lowest, gradient)
+            new = min(max(alphas[i] - gradient / (lengths[i] + bias * bias), 0.0), most[i])
+            change = (new - alphas[i]) * signs[i]
+            alphas[i] = new
+            for j in range(dim):
+                weight[j] += change * row[j]
+            weight[dim] += change * bias
+        sweeps += 1
+        left = np.empty(kept, np.int64)
+        kept = 0
+        for i in active:
+            if i >= 0:
+                left[kept] = i
+                kept += 1
+        active = left
+        if not kept or highest - lowest <= rest:
+            break
+    return sweeps
+
+
+@compiled(fastmath=_FAST)
+def descend_examples(
+    features: NDArray[np.float32],
     bias: float,
     signs: NDArray[np.float64],
     most: NDArray[np.float64],
@@ -229,60 +281,22 @@ def descend_examples(
     max_sweeps: int,
     seed: int,
 ) -> int:
-    """Solve over the examples float32 (N, dim) themselves, of squared ``lengths`` (N,); sweeps done.
+    """Solve over the examples float32 (N, dim) themselves; sweeps done.
 
     ``alphas`` (N,) and the ``weight`` (dim + 1,) that they give, the bias feature's the last, change in place.
-    Variables at a bound that they are pressed against are left out of the sweeps (shrinking: Hsieh et al. 2008, 3.3)
-    until the others are at rest. Ends when the gap is at most ``tolerance``, or after ``max_sweeps``.
+    Variables at a bound that they are pressed against are left out until the others are at rest (shrinking: Hsieh et
+    al. 2008, 3.3, without its threshold: all are looked at again before the end). Ends when the gap is at most
+    ``tolerance``, or after ``max_sweeps``.
     """
-    count, dim = features.shape
-    np.random.seed(seed)
-    scores = np.empty(count)
-    active = np.arange(count)
-    highest, lowest = np.inf, -np.inf
-    rest, sweeps = 0.1, 0
-    score(features, weight[:dim], bias * float(weight[dim]), scores)
-    gap = _gap(signs, most, alphas, scores)
-    while sweeps < max_sweeps and not gap <= tolerance:
-        order = np.random.permutation(len(active))
-        kept = np.ones(len(active), np.bool_)
-        most_violated, least_violated = -np.inf, np.inf
-        for place in order:
-            i = active[place]
-            row, total = features[i], bias * weight[dim]
-            for j in range(dim):
-                total += row[j] * weight[j]
-            gradient = signs[i] * total - 1.0
-            violation = gradient
-            if alphas[i] <= 0.0:
-                if gradient > highest:
-                    kept[place] = False
-                    continue
-                violation = min(gradient, 0.0)
-            elif alphas[i] >= most[i]:
-                if gradient < lowest:
-                    kept[place] = False
-                    continue
-                violation = max(gradient, 0.0)
-            most_violated, least_violated = max(most_violated, violation), min(least_violated, violation)
-            if violation == 0.0:
-                continue
-            new = min(max(alphas[i] - gradient / (lengths[i] + bias * bias), 0.0), most[i])
-            change = (new - alphas[i]) * signs[i]
-            alphas[i] = new
-            for j in range(dim):
-                weight[j] += change * row[j]
-            weight[dim] += change * bias
-        sweeps += 1
-        active = active[kept]
-        highest = most_violated if most_violated > 0.0 else np.inf
-        lowest = least_violated if least_violated < 0.0 else -np.inf
-        if len(active) and most_violated - least_violated > rest:
-            continue
-        # the others are at rest: is it the minimum of all?
+    dim, scores, lengths = features.shape[1], np.empty(len(signs)), squares(features)
+    np.random.seed(seed)  # of compiled code, not of NumPy
+    rest, sweeps = _REST, 0
+    while True:
         score(features, weight[:dim], bias * float(weight[dim]), scores)
         gap = _gap(signs, most, alphas, scores)
-        rest *= min(0.5, max(0.01, 5.0 * tolerance / gap)) if gap > 0.0 else 0.5
-        active = np.arange(count)
-        highest, lowest = np.inf, -np.inf
-    return sweeps
+        if gap <= tolerance or sweeps >= max_sweeps:
+            return sweeps
+        if sweeps:
+            rest *= min(0.5, max(0.01, 5.0 * tolerance / gap))
+        most_now = min(_MOST_SWEEPS, max_sweeps - sweeps)
+        sweeps += _sweep(features, lengths, bias, signs, most, alphas, weight, rest, most_now)

@@ -1,8 +1,7 @@
-"""Products of examples with one another: the Gram matrix that SVMs are solved on, grown by rows as examples join.
+"""Products of examples with one another: the Gram matrix on which SVMs are solved.
 
 A number depends on its two examples alone, not on their places, their neighbours or the number of threads: products are
-made in square tiles of one size, each by one thread (``pipeline.products``). So a matrix may be grown, cut and shared,
-and is what it would be if it were made at once.
+made in square tiles of one size, each by one thread (``pipeline.products``).
 """
 
 from __future__ import annotations
@@ -19,52 +18,23 @@ TILE = 192
 with AVX2). Of 128 or 512 some rows would be summed by other code than their neighbours."""
 
 
-def gram(
-    features: NDArray[np.float32], known: NDArray[np.float32] | None = None, places: NDArray[np.int64] | None = None
-) -> NDArray[np.float32]:
-    """All products of N examples, float32 (N, N), symmetric.
-
-    Parameters
-    ----------
-    features : (N, dim), C-contiguous.
-    known : (M, M), products of examples that were made before.
-    places : (N,), where each example stands in ``known``; -1 for one that does not.
-    """
-    count = len(features)
+def gram(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """All products of N examples (N, dim), C-contiguous: float32 (N, N), symmetric."""
+    count, given = len(features), torch.from_numpy(features)
     made = np.empty((count, count), np.float32)
-    if known is None or places is None:
-        _fill(made, features, np.arange(count))
-        return made
-    old = np.flatnonzero(places >= 0)
-    for start in range(0, len(old), TILE):
-        rows = old[start : start + TILE]
-        made[np.ix_(rows, old)] = known[np.ix_(places[rows], places[old])]
-    _fill(made, features, np.flatnonzero(places < 0))
-    return made
 
-
-def _fill(made: NDArray[np.float32], features: NDArray[np.float32], new: NDArray[np.int64]) -> None:
-    """Products of the ``new`` examples, ascending, with all."""
-    given, every = torch.from_numpy(features), len(new) == len(features)
+    def tile(start: int) -> torch.Tensor:
+        part = given[start : start + TILE]
+        # another number of rows may be summed in another order
+        return part if len(part) == TILE else functional.pad(part, (0, 0, 0, TILE - len(part)))
 
     def fill(start: int) -> None:
-        rows = new[start : start + TILE]
-        left = _whole(given[start : start + TILE] if every else given[torch.from_numpy(rows)])
-        # of all with all, one half is the mirror of the other
-        for first in range(start if every else 0, len(features), TILE):
-            part = torch.mm(left, _whole(given[first : first + TILE]).T).numpy()[: len(rows)]
-            columns = slice(first, min(first + TILE, len(features)))
-            part = part[:, : columns.stop - first]
-            if every:
-                made[start : start + TILE, columns] = part
-                made[columns, start : start + TILE] = part.T
-            else:
-                made[rows, columns] = part
-                made[columns, rows] = part.T
+        left, own = tile(start), slice(start, min(start + TILE, count))
+        for first in range(start, count, TILE):  # one half is the mirror of the other
+            columns = slice(first, min(first + TILE, count))
+            part = torch.mm(left, tile(first).T).numpy()[: own.stop - start, : columns.stop - first]
+            made[own, columns] = part
+            made[columns, own] = part.T
 
-    share_out(fill, range(0, len(new), TILE))
-
-
-def _whole(rows: torch.Tensor) -> torch.Tensor:
-    """With zeros up to a whole tile: another number of rows may be summed in another order."""
-    return rows if len(rows) == TILE else functional.pad(rows, (0, 0, 0, TILE - len(rows)))
+    share_out(fill, range(0, count, TILE))
+    return made

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.config.run_config import load_config
-from pipeline.detection.svm import ExampleSolver
+from pipeline.detection.svm import DualSolver
 from tests.project import Project, last_json
 
 MODELS = ("svms", "regressors", "detections", "metrics")
@@ -110,7 +110,7 @@ def test_until_stable_leaves_no_violator_and_the_objective_is_that_of_all_window
 
 def test_caps_bound_the_caches_and_what_they_keep_out_is_counted(trained):
     memory = 3
-    room = ExampleSolver().most_rows(memory * 10**6, 12_800)
+    room = DualSolver().most_rows(memory * 10**6, 12_800)
     capped = ("--set", f"svm.fit_memory_mb={memory}", "--set", "svm.start_negatives=20", "--run", "capped")
     assert trained.spp("train-svm", "--run", "capped") == 2  # there is no such run yet
     assert trained.spp("run", "--until", "train-svm", *capped) == 0

@@ -1,5 +1,6 @@
 import tracemalloc
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -7,10 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 
-from pipeline.detection.gram import gram
-from pipeline.detection.svm import ExampleSolver, GramSolver, LinearSvcSolver, SvmProblem, objective
+from pipeline.detection.svm import DualSolver, LinearSvcSolver, SvmProblem, objective
 
-SOLVERS = {"gram": GramSolver, "examples": ExampleSolver, "sklearn": LinearSvcSolver}
+
+@dataclass(frozen=True)
+class OverExamples(DualSolver):
+    """Never over products."""
+
+    multiplications: int = 0
+
+
+SOLVERS = {"products": DualSolver, "examples": OverExamples, "sklearn": LinearSvcSolver}
 both_solvers = pytest.mark.parametrize("solver", list(SOLVERS.values()), ids=list(SOLVERS))
 
 DRAWN = {
@@ -81,7 +89,7 @@ def test_what_is_found_is_the_minimum(solver, shape, problem):
 @pytest.mark.parametrize("shape", list(DRAWN.values()), ids=list(DRAWN))
 def test_both_solvers_find_the_same_svm(shape):
     features, positive = drawn(**shape, seed=1)
-    gram, svc = (trained(solver(tolerance=1e-6), features, positive) for solver in (GramSolver, LinearSvcSolver))
+    gram, svc = (trained(solver(tolerance=1e-6), features, positive) for solver in (DualSolver, LinearSvcSolver))
     np.testing.assert_allclose(gram.weight, svc.weight, atol=0.01 * np.abs(svc.weight).max() + 1e-6)
     assert gram.bias == pytest.approx(svc.bias, abs=0.01)
     np.testing.assert_allclose(gram.scores, svc.scores, atol=0.01)
@@ -118,7 +126,7 @@ def test_any_problem_is_solved(solver, seed, rows, dim, share, problem):
 def test_the_tolerance_of_gram_is_how_far_the_objective_may_be_from_its_minimum(tolerance):
     features, positive = drawn(rows=400, dim=100)
     problem = SvmProblem(C=0.1)
-    found = trained(GramSolver(tolerance=tolerance), features, positive, problem)
+    found = trained(DualSolver(tolerance=tolerance), features, positive, problem)
     assert found.converged
     assert found.objective.total <= (1 + tolerance + 1e-5) * best_cost(features, positive, problem)
 
@@ -157,7 +165,7 @@ HARD = {
 }
 
 
-@pytest.mark.parametrize("solver", [GramSolver, ExampleSolver])
+@pytest.mark.parametrize("solver", [DualSolver, OverExamples])
 @pytest.mark.parametrize("hard", list(HARD.values()), ids=list(HARD))
 def test_the_gap_that_is_told_is_the_gap(solver, hard):
     """Of the examples in float64, summed one by one; and the minimum lies within it."""
@@ -177,15 +185,15 @@ def test_the_gap_that_is_told_is_the_gap(solver, hard):
     assert dual <= best_cost(features, positive, problem) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("solver", [GramSolver, ExampleSolver])
+@pytest.mark.parametrize("solver", [DualSolver, OverExamples])
 def test_examples_that_overlap_take_few_sweeps(solver):
     """Sweeps alone take thousands; in float32 they never came to an end."""
     features, positive = around_centres(rows=2000, dim=1000)
-    most = 3000 if solver is ExampleSolver else 300
+    most = 3000 if solver is OverExamples else 300
     assert trained(solver(max_iterations=most), features, positive, SvmProblem(C=0.1)).converged
 
 
-@pytest.mark.parametrize("solver", [GramSolver, ExampleSolver])
+@pytest.mark.parametrize("solver", [DualSolver, OverExamples])
 def test_a_fit_from_the_coefficients_of_another_has_less_to_do(solver):
     features, positive = drawn(rows=600, dim=200, seed=2)
     problem = SvmProblem(C=0.1)
@@ -201,17 +209,20 @@ def test_a_fit_from_the_coefficients_of_another_has_less_to_do(solver):
     assert warm.objective.total == pytest.approx(cold.objective.total, rel=2e-4)
 
 
-def test_products_that_are_there_are_taken():
-    features, positive = drawn(seed=9)
-    given_ = features.astype(np.float32)
-    found = GramSolver().fit(given_, positive, SvmProblem(), products=gram(given_))
-    assert found.weight.tobytes() == GramSolver().fit(given_, positive, SvmProblem()).weight.tobytes()
+def test_few_are_solved_over_their_products_and_many_over_themselves():
+    assert DualSolver().bytes_needed(1581, 16_000) == 4 * 1581 * (16_032 + 1581)
+    assert DualSolver().bytes_needed(40_000, 16_000) == 4 * (40_000 * 16_032 + 1581**2)
+    features, positive = drawn(rows=300, dim=40, seed=11)
+    over = [trained(DualSolver(multiplications=m), features, positive) for m in (300 * 300 * 40 - 1, 300 * 300 * 40)]
+    assert over[0].weight.tobytes() == trained(OverExamples(), features, positive).weight.tobytes()
+    assert over[1].weight.tobytes() == trained(DualSolver(), features, positive).weight.tobytes()
+    assert over[0].weight.tobytes() != over[1].weight.tobytes()
 
 
 def test_a_finer_tolerance_takes_more_sweeps():
     features, positive = drawn(rows=400, dim=100)
     sweeps = [
-        trained(GramSolver(tolerance=t), features, positive, SvmProblem(C=0.1)).iterations for t in (0.1, 1e-3, 1e-5)
+        trained(DualSolver(tolerance=t), features, positive, SvmProblem(C=0.1)).iterations for t in (0.1, 1e-3, 1e-5)
     ]
     assert sweeps == sorted(set(sweeps))
 
@@ -390,5 +401,5 @@ def test_a_fit_stays_within_its_bytes(solver, rows, dim):
 
 
 @pytest.mark.parametrize("rows", [1, 1000])
-def test_gram_needs_a_sixth_of_the_memory_for_long_vectors(rows):
-    assert GramSolver().bytes_needed(rows, 51_200) < LinearSvcSolver().bytes_needed(rows, 51_200) / 5.8
+def test_ours_needs_a_sixth_of_the_memory_for_long_vectors(rows):
+    assert DualSolver().bytes_needed(rows, 51_200) < LinearSvcSolver().bytes_needed(rows, 51_200) / 5.8
