@@ -25,8 +25,8 @@ class SvmConfig(Settings):
     target_norm: float = Field(20.0, gt=0)
     """Features are scaled by one number, so that their mean norm is this."""
     solver: Literal["gram", "sklearn"] = "gram"
-    """gram: descent over the products of the examples, or, where these take more than fit_memory_mb, over the examples
-    themselves; sklearn: LinearSVC. All find the same SVM."""
+    """gram: descent on the dual, over the products of few examples, over many examples themselves; sklearn: LinearSVC.
+    Both find the same SVM."""
     tolerance: float = Field(1e-4, gt=0)
     """The solver's; of gram: how far, relatively, the objective may be from its minimum, which is proven in float64."""
     negative_overlap: float = Field(0.3, gt=0, le=1)
@@ -50,9 +50,8 @@ class SvmConfig(Settings):
     max_per_image: int | None = Field(None, ge=1)
     """Negatives that may join per class, image and pass, the highest scores first; null: all."""
     fit_memory_mb: int = Field(4000, ge=1)
-    """Memory of one training. It bounds the cache of a class (at 4,000 MB some 78,000 vectors of 12,800 numbers); what
-    that keeps out is counted and reported. Of all classes' products half as much is kept from one training to the
-    next, so that only new ones are made."""
+    """Memory of one training. It bounds the cache of a class (4,000 MB hold 78,000 vectors of 12,800 numbers); what that
+    keeps out is counted and reported."""
     seed: int = Field(0, ge=0)
     """Draws the first negatives, and the order in which the solver goes through its examples."""
 

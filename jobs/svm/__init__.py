@@ -7,9 +7,9 @@ groups of shards, tasks score every window for all classes in one product and re
 these join the caches, the classes that got some are trained again, and what has become easy leaves. At the end every
 negative is scored once more: how many violate the margin outside the caches is stored with the SVMs.
 
-A training begins from the coefficients of the one before, and makes only the products of new examples. Caches and
-coefficients are committed after each round, from which a driver that comes later goes on.
+A training begins from the coefficients of the one before. Caches and coefficients are committed after each round, from
+which a driver that comes later goes on.
 
-The story is told in jobs/svm/driver.py; the tasks that read are in jobs/svm/tasks.py, those that train in
+The story is told in jobs/svm/driver.py; the tasks that read are in jobs/svm/tasks.py, the one that trains in
 jobs/svm/fits.py; jobs/svm/progress.py says what is committed.
 """
