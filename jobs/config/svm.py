@@ -50,7 +50,7 @@ class SvmConfig(Settings):
     max_per_image: int | None = Field(None, ge=1)
     """Negatives that may join per class, image and pass, the highest scores first; null: all."""
     fit_memory_mb: int = Field(4000, ge=1)
-    """Memory of one training. It bounds the cache of a class (4,000 MB hold 78,000 vectors of 12,800 numbers); what that
+    """Memory of one training. It bounds the cache of a class (4,000 MB: 78,000 vectors of 12,800 numbers); what that
     keeps out is counted and reported."""
     seed: int = Field(0, ge=0)
     """Draws the first negatives, and the order in which the solver goes through its examples."""
