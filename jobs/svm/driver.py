@@ -229,7 +229,7 @@ class _Training:
         classes = {}
         for one in fitted:
             assert one.fit is not None
-            classes[one.number] = ClassProgress(
+            classes[one.name] = ClassProgress(
                 members=np.searchsorted(rows, one.rows),
                 fit=one.fit,
                 left_out=self._negatives.left_out[one.number],
@@ -247,12 +247,13 @@ class _Training:
 
     def _restore(self, earlier: Progress) -> None:
         with self._clock.phase("restore"):
-            members = {number: one.members for number, one in earlier.classes.items()}
+            saved = earlier.classes
+            members = {one.number: saved[one.name].members for one in self._classes if one.name in saved}
             self._negatives.restore(earlier.image_ids, earlier.windows, members)
         self._scale = earlier.scale
         for one in self._classes:
-            if one.number in earlier.classes:
-                there = earlier.classes[one.number]
+            if one.name in saved:
+                there = saved[one.name]
                 one.fit, one.history = there.fit, there.history
                 one.rows = self._negatives.rows_of(one.number)
                 self._negatives.left_out[one.number] = there.left_out

@@ -21,6 +21,9 @@ from jobs.svm.tasks import Audit, Mined
 from pipeline.detection.mining import NegativeCache, NegativeRules
 from pipeline.detection.scoring import LinearScorer
 
+_LEAST_BYTES = 4 * 10**6
+"""Of vectors, that a task may hand back whatever the object stores have: to read a shard again costs more."""
+
 _START_PER_IMAGE = 32
 """Negatives of one class that the first sample takes of an image, where there are images enough."""
 
@@ -91,7 +94,7 @@ class Negatives:
                         self._cache.known(shard.images),
                         threshold=join_above,
                         most=max_per_image,
-                        most_bytes=self._memory / len(shards),
+                        most_bytes=max(self._memory / len(shards), _LEAST_BYTES),
                     ),
                 )
                 for shard in shards
@@ -156,13 +159,14 @@ class Negatives:
     ) -> None:
         """Into an empty cache the windows of an earlier driver, and of which classes (class number to which of these)
         they are negatives."""
-        rows = np.empty(len(image_ids), np.int64)
+        rows, found = np.empty(len(image_ids), np.int64), dict(_numbers_of(image_ids))
         for shard in self._data.shards:
-            mine = set(shard.images)
-            numbers = [number for number, image_id in enumerate(image_ids) if image_id in mine]
-            rows[numbers] = self._gathered(shard, [image_ids[n] for n in numbers], windows[numbers])
-        for number, held in members.items():
-            self._cache.join(number, rows[held])
+            held = [found[image_id] for image_id in shard.images if image_id in found]
+            if held:
+                numbers = np.concatenate(held)
+                rows[numbers] = self._gathered(shard, [image_ids[n] for n in numbers], windows[numbers])
+        for number, own in members.items():
+            self._cache.join(number, rows[own])
 
     def _take(self, found: Sequence[Found]) -> dict[int, int]:
         """Put what tasks found into the caches, in the order of the tasks; how many joined, by class."""
@@ -199,6 +203,8 @@ class Negatives:
         image_ids, windows = [mined.image_ids[i] for i in new], mined.windows[new]
         if len(new) and mined.held:
             places = (np.cumsum(mined.new) - 1)[new]
+            if 2 * len(new) < mined.new.sum():  # a block stays as long as one of its rows: without those a cap kept out
+                vectors, places = as_task(tasks.rows_of).remote(vectors, places), np.arange(len(new))
             rows[new] = self._cache.add(self._put(vectors), image_ids, windows.tolist(), places.tolist())
         elif len(new):
             rows[new] = self._gathered(shard, image_ids, windows)
@@ -216,7 +222,10 @@ class Negatives:
         if not len(image_ids):
             return np.zeros(0, np.int64)
         wanted = {image_id: (windows[numbers], numbers) for image_id, numbers in _numbers_of(image_ids)}
-        block = as_task(tasks.gather).remote(shard, wanted, len(image_ids))
+        narrowed = TrainingShard(
+            shard.features, shard.truth, tuple(i for i in shard.images if i in wanted), shard.objects
+        )
+        block = as_task(tasks.gather).remote(narrowed, wanted, len(image_ids))
         return self._cache.add(self._put(block), image_ids, windows.tolist())
 
     def _put(self, vectors: ray.ObjectRef) -> int:

@@ -36,7 +36,8 @@ class Progress:
     """After round ``round`` of pass ``pass_`` (0 and 0: after the first training), in which ``found`` negatives joined
     since the pass began.
 
-    ``image_ids`` and ``windows`` (M,): the cached windows. ``classes``: class number to what is there of it.
+    ``image_ids`` and ``windows`` (M,): the cached windows. ``classes``: class name to what is there of it (numbers are
+    others when test images come to show another class, and the method is the same).
     """
 
     pass_: int
@@ -45,7 +46,7 @@ class Progress:
     scale: float
     image_ids: list[str]
     windows: NDArray[np.int64]
-    classes: Mapping[int, ClassProgress]
+    classes: Mapping[str, ClassProgress]
 
     def save(self, root: Root, method: str) -> None:
         """Publish it; earlier ones but the last go."""
@@ -56,14 +57,14 @@ class Progress:
             "windows": _exact(self.windows),
         }
         told: dict[str, Any] = {}
-        for number, one in self.classes.items():
+        for name, one in self.classes.items():
             fit = one.fit
-            tensors[f"members {number}"] = _exact(one.members)
-            tensors[f"weight {number}"] = fit.weight
+            tensors[f"members {name}"] = _exact(one.members)
+            tensors[f"weight {name}"] = fit.weight
             if fit.coefficients is not None:
-                tensors[f"coefficients {number}"] = fit.coefficients.astype(np.float32)
-            told[str(number)] = {
-                "fit": {name: getattr(fit, name) for name in _NUMBERS},
+                tensors[f"coefficients {name}"] = fit.coefficients.astype(np.float32)
+            told[name] = {
+                "fit": {number: getattr(fit, number) for number in _NUMBERS},
                 "left_out": one.left_out,
                 "history": one.history,
             }
@@ -88,16 +89,16 @@ def last_progress(root: Root, method: str) -> Progress | None:
         scale=progress["scale"],
         image_ids=[ids[number] for number in _whole(tensors["images"])],
         windows=_whole(tensors["windows"]),
-        classes={int(number): _class(int(number), told, tensors) for number, told in progress["classes"].items()},
+        classes={name: _class(name, told, tensors) for name, told in progress["classes"].items()},
     )
 
 
-def _class(number: int, told: Mapping[str, Any], tensors: Tensors) -> ClassProgress:
-    coefficients = tensors.get(f"coefficients {number}")
+def _class(name: str, told: Mapping[str, Any], tensors: Tensors) -> ClassProgress:
+    coefficients = tensors.get(f"coefficients {name}")
     return ClassProgress(
-        members=_whole(tensors[f"members {number}"]),
+        members=_whole(tensors[f"members {name}"]),
         fit=ClassFit(
-            weight=tensors[f"weight {number}"],
+            weight=tensors[f"weight {name}"],
             scores=np.zeros(0),
             coefficients=None if coefficients is None else coefficients.astype(np.float64),
             **told["fit"],

@@ -38,7 +38,7 @@ class ShardWindows:
     negative: Mask
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mined:
     """Windows for the caches: image ids and window ids (N,), the classes they join (N, K), their scores (N, K).
 
@@ -130,12 +130,12 @@ def start_negatives(
                 parts.append((image_id, ids[inside], mask[places], vectors[inside]))
     count = sum(len(ids) for _, ids, _, _ in parts)
     mined = Mined(
-        [image_id for image_id, ids, _, _ in parts for _ in ids],
-        np.concatenate([np.zeros(0, np.int64), *(ids for _, ids, _, _ in parts)]),
-        np.concatenate([np.zeros((0, classes), np.bool_), *(mask for _, _, mask, _ in parts)]),
-        np.zeros((count, classes), np.float32),
-        np.ones(count, np.bool_),
-        np.zeros(classes, np.int64),
+        image_ids=[image_id for image_id, ids, _, _ in parts for _ in ids],
+        windows=np.concatenate([np.zeros(0, np.int64), *(ids for _, ids, _, _ in parts)]),
+        classes=np.concatenate([np.zeros((0, classes), np.bool_), *(mask for _, _, mask, _ in parts)]),
+        scores=np.zeros((count, classes), np.float32),
+        new=np.ones(count, np.bool_),
+        left_out=np.zeros(classes, np.int64),
     )
     return mined, _stacked([vectors for _, _, _, vectors in parts])
 
@@ -177,13 +177,13 @@ def mine(
         else:
             vectors.clear()
     mined = Mined(
-        image_ids,
-        np.concatenate([np.zeros(0, np.int64), *windows]),
-        np.concatenate([np.zeros((0, len(trained)), np.bool_), *joins]),
-        np.concatenate([np.zeros((0, len(trained)), np.float32), *scored]),
-        np.concatenate([np.zeros(0, np.bool_), *new]),
-        left_out,
-        taken <= most_bytes,
+        image_ids=image_ids,
+        windows=np.concatenate([np.zeros(0, np.int64), *windows]),
+        classes=np.concatenate([np.zeros((0, len(trained)), np.bool_), *joins]),
+        scores=np.concatenate([np.zeros((0, len(trained)), np.float32), *scored]),
+        new=np.concatenate([np.zeros(0, np.bool_), *new]),
+        left_out=left_out,
+        held=taken <= most_bytes,
     )
     return mined, np.stack(vectors) if vectors else np.zeros((0, 0), np.float16)
 
@@ -196,6 +196,11 @@ def audit(shard: TrainingShard, scorer: LinearScorer, rules: NegativeRules, clas
         total.violators[:] += (uncached & (scores > -1)).sum(axis=0)
         total.hinge[:] += (np.maximum(0, 1 + scores.astype(np.float64)) * image.negative).sum(axis=0)
     return total
+
+
+def rows_of(vectors: NDArray[np.float16], places: NDArray[np.int64]) -> NDArray[np.float16]:
+    """Some of the vectors of a block, as a block of their own."""
+    return vectors[places]
 
 
 def norm_of(vectors: NDArray[np.float16]) -> tuple[float, int]:

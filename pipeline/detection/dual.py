@@ -14,10 +14,29 @@ programming problems with bound constraints"). Sweeps find the face, and conjuga
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compiled import compiled
+
+
+class Variables(NamedTuple):
+    """Of the dual, (N,) each: the ``signs`` of the examples, 1 or -1, bounds, and the variables, in [0, ``most``]."""
+
+    signs: NDArray[np.float64]
+    most: NDArray[np.float64]
+    alphas: NDArray[np.float64]
+
+
+class Stop(NamedTuple):
+    """When a descent ends: at a relative gap of ``tolerance``, or after ``max_sweeps``. ``seed``: of their orders."""
+
+    tolerance: float
+    max_sweeps: int
+    seed: int
+
 
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
 """Sums in any order; but infinities are what they are."""
@@ -70,15 +89,9 @@ def _add_up(
 
 
 @compiled(fastmath=_FAST)
-def _face_step(
-    products: NDArray[np.float32],
-    offset: float,
-    signs: NDArray[np.float64],
-    most: NDArray[np.float64],
-    alphas: NDArray[np.float64],
-    scores: NDArray[np.float64],
-) -> None:
-    """Move the variables that are inside their bounds together; ``alphas`` and ``scores`` (N,) change in place."""
+def _face_step(products: NDArray[np.float32], offset: float, variables: Variables, scores: NDArray[np.float64]) -> None:
+    """Move the variables that are inside their bounds together; they and the ``scores`` (N,) change in place."""
+    signs, most, alphas = variables
     total = len(alphas)
     inside = np.empty(total, np.int64)
     count = 0
@@ -136,10 +149,9 @@ def _face_step(
 
 
 @compiled(fastmath=_FAST)
-def _gap(
-    signs: NDArray[np.float64], most: NDArray[np.float64], alphas: NDArray[np.float64], scores: NDArray[np.float64]
-) -> float:
+def _gap(variables: Variables, scores: NDArray[np.float64]) -> float:
     """By how much the primal objective of the scores exceeds the dual one, relative to the dual one."""
+    signs, most, alphas = variables
     squared = loss = total = 0.0
     for i in range(len(signs)):
         squared += alphas[i] * signs[i] * scores[i]
@@ -151,28 +163,20 @@ def _gap(
 
 @compiled(fastmath=_FAST)
 def descend_products(
-    products: NDArray[np.float32],
-    offset: float,
-    signs: NDArray[np.float64],
-    most: NDArray[np.float64],
-    alphas: NDArray[np.float64],
-    scores: NDArray[np.float64],
-    tolerance: float,
-    max_sweeps: int,
-    seed: int,
+    products: NDArray[np.float32], offset: float, variables: Variables, scores: NDArray[np.float64], stop: Stop
 ) -> int:
     """Solve over the Gram matrix float32 (N, N), to each of whose numbers ``offset`` (bias^2) belongs; sweeps done.
 
-    ``alphas`` (N,) in [0, ``most``] and the ``scores`` (N,) that they give are where it begins, and change in place.
-    ``signs`` (N,): 1 or -1. Ends when the gap is at most ``tolerance``, or after ``max_sweeps``.
+    The variables, and the ``scores`` (N,) that they give, are where it begins, and change in place.
     """
+    signs, most, alphas = variables
     count = len(signs)
-    np.random.seed(seed)  # of compiled code, not of NumPy
+    np.random.seed(stop.seed)  # of compiled code, not of NumPy
     sweeps = 0
-    while sweeps < max_sweeps and not _gap(signs, most, alphas, scores) <= tolerance:
+    while sweeps < stop.max_sweeps and not _gap(variables, scores) <= stop.tolerance:
         if sweeps:
-            _face_step(products, offset, signs, most, alphas, scores)
-        for _ in range(min(_SWEEPS_BETWEEN, max_sweeps - sweeps)):
+            _face_step(products, offset, variables, scores)
+        for _ in range(min(_SWEEPS_BETWEEN, stop.max_sweeps - sweeps)):
             for i in np.random.permutation(count):
                 gradient = signs[i] * scores[i] - 1.0
                 if (alphas[i] <= 0.0 and gradient >= 0.0) or (alphas[i] >= most[i] and gradient <= 0.0):
@@ -227,15 +231,17 @@ def _sweep(
     features: NDArray[np.float32],
     lengths: NDArray[np.float64],
     bias: float,
-    signs: NDArray[np.float64],
-    most: NDArray[np.float64],
-    alphas: NDArray[np.float64],
+    variables: Variables,
     weight: NDArray[np.float64],
-    rest: float,
-    max_sweeps: int,
+    until: tuple[float, int],
 ) -> int:
-    """Sweeps over those that no sweep has found pressed against a bound, until their gradients lie within ``rest``."""
+    """Sweeps over those that no sweep has found pressed against a bound; how many.
+
+    ``until``: their gradients lie within such a range, or so many sweeps are done.
+    """
     count, dim = features.shape
+    signs, most, alphas = variables
+    rest, max_sweeps = until
     active, sweeps = np.arange(count), 0
     while sweeps < max_sweeps:
         highest, lowest, kept = -np.inf, np.inf, 0
@@ -271,32 +277,23 @@ def _sweep(
 
 @compiled(fastmath=_FAST)
 def descend_examples(
-    features: NDArray[np.float32],
-    bias: float,
-    signs: NDArray[np.float64],
-    most: NDArray[np.float64],
-    alphas: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    tolerance: float,
-    max_sweeps: int,
-    seed: int,
+    features: NDArray[np.float32], bias: float, variables: Variables, weight: NDArray[np.float64], stop: Stop
 ) -> int:
     """Solve over the examples float32 (N, dim) themselves; sweeps done.
 
-    ``alphas`` (N,) and the ``weight`` (dim + 1,) that they give, the bias feature's the last, change in place.
-    Variables at a bound that they are pressed against are left out until the others are at rest (shrinking: Hsieh et
-    al. 2008, 3.3, without its threshold: all are looked at again before the end). Ends when the gap is at most
-    ``tolerance``, or after ``max_sweeps``.
+    The variables, and the ``weight`` (dim + 1,) that they give, the bias feature's the last, change in place. Variables
+    at a bound that they are pressed against are left out until the others are at rest (shrinking: Hsieh et al. 2008,
+    3.3, without its threshold: all are looked at again before the end).
     """
-    dim, scores, lengths = features.shape[1], np.empty(len(signs)), squares(features)
-    np.random.seed(seed)  # of compiled code, not of NumPy
+    dim, scores, lengths = features.shape[1], np.empty(len(features)), squares(features)
+    np.random.seed(stop.seed)  # of compiled code, not of NumPy
     rest, sweeps = _REST, 0
     while True:
         score(features, weight[:dim], bias * float(weight[dim]), scores)
-        gap = _gap(signs, most, alphas, scores)
-        if gap <= tolerance or sweeps >= max_sweeps:
+        gap = _gap(variables, scores)
+        if gap <= stop.tolerance or sweeps >= stop.max_sweeps:
             return sweeps
         if sweeps:
-            rest *= min(0.5, max(0.01, 5.0 * tolerance / gap))
-        most_now = min(_MOST_SWEEPS, max_sweeps - sweeps)
-        sweeps += _sweep(features, lengths, bias, signs, most, alphas, weight, rest, most_now)
+            rest *= min(0.5, max(0.01, 5.0 * stop.tolerance / gap))
+        most_now = min(_MOST_SWEEPS, stop.max_sweeps - sweeps)
+        sweeps += _sweep(features, lengths, bias, variables, weight, (rest, most_now))

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import isqrt
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.detection.dual import descend_examples, descend_products, score, squares, weigh
+from pipeline.detection.dual import Stop, Variables, descend_examples, descend_products, score, squares, weigh
 from pipeline.detection.gram import gram
 from pipeline.products import one_thread
 
@@ -51,7 +51,7 @@ class Objective:
         return self.positive + self.negative + self.regulariser
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SvmFit:
     """A trained SVM: ``weight`` float64 (dim,), ``bias``, the scores (N,) of its examples, and how it was found.
 
@@ -124,16 +124,14 @@ class DualSolver:
 
         products = gram(features) if len(features) <= self._most_of_products(features.shape[1]) else None
 
-        def descend(fit: _Dual, tolerance: float, most_sweeps: int) -> int:
-            given = fit.signs, fit.most, fit.alphas
+        def descend(variables: Variables, svm: _Svm, stop: Stop) -> int:
             if products is not None:
-                return descend_products(
-                    products, problem.bias**2, *given, fit.scores, tolerance, most_sweeps, self.seed
-                )
-            weight = np.append(fit.weight, fit.bias / problem.bias)
-            return descend_examples(features, problem.bias, *given, weight, tolerance, most_sweeps, self.seed)
+                return descend_products(products, problem.bias**2, variables, svm.scores, stop)
+            weight = np.append(svm.weight, svm.bias / problem.bias)
+            return descend_examples(features, problem.bias, variables, weight, stop)
 
-        return _solved(features, positive, problem, start, descend, self.tolerance, self.max_iterations)
+        stop = Stop(self.tolerance, self.max_iterations, self.seed)
+        return _solved(features, positive, problem, start, descend, stop)
 
     def most_rows(self, memory: int, dim: int) -> int:
         each, few = dim + _NUMBERS, self._most_of_products(dim)
@@ -156,13 +154,9 @@ _MOST_OF_PRODUCTS = 4000
 """Examples, whatever their length: 64 MB of products."""
 
 
-@dataclass
-class _Dual:
-    """Where a descent stands: variables (N,) and bounds, and the SVM that they give."""
+class _Svm(NamedTuple):
+    """What coefficients give: weight (dim,) and bias, and the scores (N,) of the examples."""
 
-    signs: NDArray[np.float64]
-    most: NDArray[np.float64]
-    alphas: NDArray[np.float64]
     weight: NDArray[np.float64]
     bias: float
     scores: NDArray[np.float64]
@@ -177,40 +171,47 @@ def _solved(
     positive: NDArray[np.bool_],
     problem: SvmProblem,
     start: NDArray[np.float64] | None,
-    descend: Callable[[_Dual, float, int], int],
-    tolerance: float,
-    max_iterations: int,
+    descend: Callable[[Variables, _Svm, Stop], int],
+    stop: Stop,
 ) -> SvmFit:
-    """What ``descend`` (state, tolerance, most sweeps; the sweeps that it did) comes to, measured on the examples."""
+    """What ``descend`` comes to, which moves the variables and returns its sweeps, measured on the examples."""
     signs = np.where(positive, 1.0, -1.0)
     most: NDArray[np.float64] = np.where(positive, problem.C * problem.positive_weight, problem.C)
     most = most.astype(np.float32).astype(np.float64)  # as coefficients are
     alphas = np.zeros(len(signs)) if start is None else np.clip(start, 0.0, most)
     with one_thread():
-        sweeps, wanted = 0, tolerance
-        dual = _Dual(signs, most, alphas, *_svm(features, alphas * signs, problem))
+        sweeps, wanted = 0, stop.tolerance
+        svm = _svm(features, alphas * signs, problem)
         for _ in range(_CORRECTIONS):
-            sweeps += descend(dual, wanted, max_iterations - sweeps)
-            dual.alphas = np.clip(dual.alphas.astype(np.float32).astype(np.float64), 0.0, most)
-            dual.weight, dual.bias, dual.scores = _svm(features, dual.alphas * signs, problem)
-            parts = objective(dual.weight, dual.bias, dual.scores, positive, problem)
-            least = float(dual.alphas.sum()) - parts.regulariser  # the dual objective: no SVM has a lower one
+            left = stop.max_sweeps - sweeps
+            sweeps += descend(Variables(signs, most, alphas), svm, Stop(wanted, left, stop.seed))
+            alphas = np.clip(alphas.astype(np.float32).astype(np.float64), 0.0, most)
+            svm = _svm(features, alphas * signs, problem)
+            parts = objective(svm.weight, svm.bias, svm.scores, positive, problem)
+            least = float(alphas.sum()) - parts.regulariser  # the dual objective: no SVM has a lower one
             gap = max(0.0, parts.total - least) / least if least > 0 else np.inf
-            if gap <= tolerance or sweeps >= max_iterations:
+            if gap <= stop.tolerance or sweeps >= stop.max_sweeps:
                 break
             wanted *= 0.5
-    return SvmFit(dual.weight, dual.bias, dual.scores, parts, sweeps, gap, gap <= tolerance, dual.alphas)
+    return SvmFit(
+        weight=svm.weight,
+        bias=svm.bias,
+        scores=svm.scores,
+        objective=parts,
+        iterations=sweeps,
+        gap=gap,
+        converged=gap <= stop.tolerance,
+        coefficients=alphas,
+    )
 
 
-def _svm(
-    features: NDArray[np.floating], coefficients: NDArray[np.float64], problem: SvmProblem
-) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
-    """Weight and bias of coefficients (N,) with signs, and the scores of the examples."""
+def _svm(features: NDArray[np.floating], coefficients: NDArray[np.float64], problem: SvmProblem) -> _Svm:
+    """The SVM of coefficients (N,) with signs."""
     weight, scores = np.empty(features.shape[1]), np.empty(len(features))
     weigh(features, coefficients, weight)
     bias = problem.bias**2 * float(coefficients.sum())
     score(features, weight, bias, scores)
-    return weight, bias, scores
+    return _Svm(weight, bias, scores)
 
 
 def solve_products(
@@ -248,9 +249,8 @@ def solve_products(
         signs = np.where(column, 1.0, -1.0)
         bound: NDArray[np.float64] = np.where(column, problem.C * problem.positive_weight, problem.C)
         alphas, scores = np.zeros(len(signs)), np.zeros(len(signs))
-        sweeps = descend_products(
-            products, problem.bias**2, signs, kept * bound, alphas, scores, tolerance, max_iterations, seed
-        )
+        variables, stop = Variables(signs, kept * bound, alphas), Stop(tolerance, max_iterations, seed)
+        sweeps = descend_products(products, problem.bias**2, variables, scores, stop)
         return alphas * signs, sweeps
 
     with ThreadPoolExecutor(threads) as workers:
@@ -295,8 +295,15 @@ class LinearSvcSolver:
             scores = features @ weight + bias
             iterations = int(np.max(svc.n_iter_))
             parts = objective(weight, bias, scores, positive, problem)
-        converged = iterations < self.max_iterations
-        return SvmFit(weight, bias, scores, parts, iterations, None, converged)
+        return SvmFit(
+            weight=weight,
+            bias=bias,
+            scores=scores,
+            objective=parts,
+            iterations=iterations,
+            gap=None,
+            converged=iterations < self.max_iterations,
+        )
 
     def most_rows(self, memory: int, dim: int) -> int:
         return memory // self.bytes_needed(1, dim)

@@ -41,8 +41,8 @@ def progress(**changes):
         "image_ids": ["b", "a", "ä", "a"],
         "windows": np.array([5, -1, 0, 1999]),
         "classes": {
-            2: ClassProgress(members=np.array([0, 1, 3]), fit=fit(), left_out=4, history=history),
-            19: ClassProgress(members=np.array([], np.int64), fit=fit(1, 0), left_out=0, history=[]),
+            "cat": ClassProgress(members=np.array([0, 1, 3]), fit=fit(), left_out=4, history=history),
+            "it's a dog": ClassProgress(members=np.array([], np.int64), fit=fit(1, 0), left_out=0, history=[]),
         },
     }
     return Progress(**{**values, **changes})
@@ -66,9 +66,9 @@ def test_what_is_saved_is_found(root):
     for name in ("pass_", "round", "found", "scale", "image_ids"):
         assert getattr(found, name) == getattr(saved, name), name
     assert found.windows.tolist() == saved.windows.tolist()
-    assert list(found.classes) == [2, 19]
-    for number, one in saved.classes.items():
-        there = found.classes[number]
+    assert list(found.classes) == ["cat", "it's a dog"]
+    for name, one in saved.classes.items():
+        there = found.classes[name]
         assert there.members.tolist() == one.members.tolist()
         assert (there.left_out, there.history) == (one.left_out, one.history)
         for field in fields(ClassFit):
@@ -78,8 +78,8 @@ def test_what_is_saved_is_found(root):
 
 def test_a_solver_without_coefficients_or_gap_has_none(root):
     plain = ClassProgress(members=np.array([0]), fit=fit(coefficients=None, gap=None), left_out=0, history=[])
-    progress(classes={0: plain}).save(root, METHOD)
-    found = last_progress(root, METHOD).classes[0].fit
+    progress(classes={"cat": plain}).save(root, METHOD)
+    found = last_progress(root, METHOD).classes["cat"].fit
     assert (found.coefficients, found.gap) == (None, None)
 
 
