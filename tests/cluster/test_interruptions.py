@@ -101,13 +101,13 @@ def test_a_fine_tuning_killed_at_random_steps_ends_with_the_same_weights(tmp_pat
 
 
 def test_a_training_of_svms_killed_at_random_rounds_goes_on_after_the_last(tmp_path, scenes, begin, undisturbed):
-    svm = {"passes": 6, "rounds": 4, "start_negatives": 30}
+    svm = {"passes": 4, "rounds": 4, "start_negatives": 30}
     project = disturbed_project(tmp_path, scenes, f"faulty://{tmp_path}/root", svm=svm)
     project.disturb(put_seconds=0.05)
     random = np.random.default_rng()
     seen: set[str] = set()
     for _ in range(3):
-        rounds = int(random.integers(1, 7))
+        rounds = int(random.integers(1, 5))
         command = begin(project, "train-svm")
         command.wait_until(lambda old=frozenset(seen), more=rounds: len(new_checkpoints(project, seen) - old) >= more)
         command.kill_tree()
