@@ -224,7 +224,7 @@ class _Training:
 
     def _progress(self, pass_: int, round_: int, found: int) -> Progress:
         fitted = self._fitted()
-        rows = self._negatives.shared([one.number for one in fitted])
+        rows = self._negatives.rows_of_any([one.number for one in fitted])
         image_ids, windows = self._negatives.windows_of(rows)
         classes = {}
         for one in fitted:

@@ -133,8 +133,8 @@ class Negatives:
         """Rows of the cache that are negatives of a class, in an order that the windows alone decide."""
         return self._cache.rows_of(number)
 
-    def shared(self, numbers: Sequence[int]) -> NDArray[np.int64]:
-        """Rows that are negatives of some of these classes."""
+    def rows_of_any(self, numbers: Sequence[int]) -> NDArray[np.int64]:
+        """Rows that are negatives of some of these classes, ascending."""
         return np.unique(np.concatenate([np.zeros(0, np.int64), *(self._cache.rows_of(n) for n in numbers)]))
 
     def windows_of(self, rows: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:

@@ -86,18 +86,16 @@ def positives(
 def gather(
     shard: TrainingShard, wanted: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]], count: int
 ) -> NDArray[np.float16]:
-    """``count`` vectors of a shard: image id to the ids of windows and their places in the result."""
+    """``count`` vectors of a shard, (count, dim): ``wanted`` has of image ids window ids and their places in them.
+
+    Windows that the shard does not hold are zeros; if it holds none of them, the result is (0, 0).
+    """
     found: NDArray[np.float16] = np.zeros((0, 0), np.float16)
-    for image_id, chunks in _vectors(shard):
-        if image_id not in wanted:
-            continue
+    for image_id, ids, vectors in _picked(shard, {image_id: ids for image_id, (ids, _) in wanted.items()}):
+        if not len(found):
+            found = np.zeros((count, vectors.shape[1]), np.float16)
         windows, places = wanted[image_id]
-        for ids, vectors in chunks:
-            inside = np.flatnonzero(np.isin(ids, windows))
-            if len(inside):
-                if not len(found):
-                    found = np.zeros((count, vectors.shape[1]), np.float16)
-                found[places[_places(windows, ids[inside])]] = vectors[inside]
+        found[places[_places(windows, ids)]] = vectors
     return found
 
 
@@ -119,15 +117,9 @@ def start_negatives(
         if len(rows):
             chosen[image.image_id] = (image.ids[rows], mask[rows])
     parts: list[tuple[str, NDArray[np.int64], Mask, NDArray[np.float16]]] = []
-    for image_id, chunks in _vectors(shard):
-        if image_id not in chosen:
-            continue
+    for image_id, ids, vectors in _picked(shard, {image_id: ids for image_id, (ids, _) in chosen.items()}):
         wanted, mask = chosen[image_id]
-        for ids, vectors in chunks:
-            inside = np.flatnonzero(np.isin(ids, wanted))
-            if len(inside):
-                places = _places(wanted, ids[inside])
-                parts.append((image_id, ids[inside], mask[places], vectors[inside]))
+        parts.append((image_id, ids, mask[_places(wanted, ids)], vectors))
     count = sum(len(ids) for _, ids, _, _ in parts)
     mined = Mined(
         image_ids=[image_id for image_id, ids, _, _ in parts for _ in ids],
@@ -277,6 +269,18 @@ def _vectors(
         yield image_id, itertools.chain(_parts(tables, "proposal_id"), _parts([own] if own else [], "object_id"))
     for image_id, table in truth.items():
         yield image_id, _parts([table], "object_id")
+
+
+def _picked(
+    shard: TrainingShard, wanted: Mapping[str, NDArray[np.int64]]
+) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.float16]]]:
+    """Of these images the windows that are wanted: image id, window ids and vectors, part by part."""
+    for image_id, chunks in _vectors(shard):
+        if image_id in wanted:
+            for ids, vectors in chunks:
+                inside = np.flatnonzero(np.isin(ids, wanted[image_id]))
+                if len(inside):
+                    yield image_id, ids[inside], vectors[inside]
 
 
 def _parts(

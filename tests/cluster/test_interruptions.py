@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 
 import numpy as np
 import psutil
@@ -11,6 +12,7 @@ import pytest
 from tests.cluster.commands import (
     EXTRACTING,
     FINETUNED,
+    Command,
     DisturbedProject,
     assert_same_content,
     disturbed_project,
@@ -88,13 +90,7 @@ def test_a_killed_actor_costs_a_shard_not_the_run(project, begin, undisturbed):
 def test_a_fine_tuning_killed_at_random_steps_ends_with_the_same_weights(tmp_path, scenes, begin, undisturbed):
     chosen = {"learning_rates": [0.01, 0.003], "trial_iterations": 30, "max_iterations": 90, "measure_every": 15}
     project = disturbed_project(tmp_path, scenes, **small_head(**chosen))
-    random = np.random.default_rng()
-    seen: set[str] = set()
-    for _ in range(3):
-        steps = int(random.integers(1, 25))
-        command = begin(project, "finetune")
-        command.wait_until(lambda old=frozenset(seen), more=steps: len(new_checkpoints(project, seen) - old) >= more)
-        command.kill_tree()
+    seen = killed_at_random(project, begin, "finetune", most=24)
     assert project.spp("run", "--until=finetune") == 0
     assert_same_content(project, undisturbed(project, "finetune"), FINETUNED)
     print("killed after", sorted(seen))
@@ -104,13 +100,7 @@ def test_a_training_of_svms_killed_at_random_rounds_goes_on_after_the_last(tmp_p
     svm = {"passes": 4, "rounds": 4, "start_negatives": 30}
     project = disturbed_project(tmp_path, scenes, f"faulty://{tmp_path}/root", svm=svm)
     project.disturb(put_seconds=0.05)
-    random = np.random.default_rng()
-    seen: set[str] = set()
-    for _ in range(3):
-        rounds = int(random.integers(1, 5))
-        command = begin(project, "train-svm")
-        command.wait_until(lambda old=frozenset(seen), more=rounds: len(new_checkpoints(project, seen) - old) >= more)
-        command.kill_tree()
+    seen = killed_at_random(project, begin, "train-svm", most=4)
     project.disturb()
     output = begin(project, "train-svm").ended()
     assert "train-svm: goes on after pass" in output
@@ -118,6 +108,17 @@ def test_a_training_of_svms_killed_at_random_rounds_goes_on_after_the_last(tmp_p
     assert not project.commits("checkpoints")
     assert_same_content(project, undisturbed(project, "train-svm"), ("svms",))
     print("killed after", sorted(seen))
+
+
+def killed_at_random(project: DisturbedProject, begin: Callable[..., Command], until: str, most: int) -> set[str]:
+    """Three runs, each killed after up to ``most`` new checkpoints; all checkpoints that there were."""
+    random, seen = np.random.default_rng(), set[str]()
+    for _ in range(3):
+        count = int(random.integers(1, most + 1))
+        command = begin(project, until)
+        command.wait_until(lambda old=frozenset(seen), more=count: len(new_checkpoints(project, seen) - old) >= more)
+        command.kill_tree()
+    return seen
 
 
 def new_checkpoints(project: DisturbedProject, seen: set[str]) -> set[str]:
