@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from jobs.dataset.image_file import ImageFile
 from jobs.features.ring import BUFFERS, ExtractionRing
 from jobs.features.shard import ActorSettings, ExtractShard
+from jobs.features.truth import StoredTruth, TruthWriters, by_image, window_rows
 from jobs.shards.last_revision import Earlier
 from pipeline.boxes import Boxes
-from pipeline.features.regions import RegionExtractor
+from pipeline.errors import ContentError
+from pipeline.features.regions import RegionExtractor, RegionFeatures, Wanted
 from pipeline.images.decode import RGB
 from pipeline.phases import PhaseClock
-from storage.columns import box_column, boxes_of, map_column, no_rows, vector_column, window_column
+from storage.columns import boxes_of, map_column, no_rows, vector_column, window_column
 from storage.commits import Commit, data_key, read_commits
 from storage.scan import scan_file
 from storage.schemas import VECTOR_COLUMN, schema
@@ -46,19 +48,30 @@ class FeatureActor:
         root, trial = self._settings.root, work.trial
         earlier = Earlier(root, work.method, trial)
         boxes, columns, skipped = self._boxes(work, clock)
+        stored = StoredTruth(root, work, columns, earlier.images, clock)
+        truth = TruthWriters(root, work, self._ring.dim)
         ledger = trial.ledger("extract")
         files = [file for file in trial.images(work.images) if file.image_id not in skipped]
         with ThreadPoolExecutor(1) as encoder, ExitStack() as stack:
             writers = [stack.enter_context(writer) for writer in self._writers(work)]
+            stack.enter_context(truth)
             pending: deque[Future[None]] = deque()
 
             def make(file: ImageFile, image: RGB) -> None:
-                buffer = None
+                buffer, written = None, writers
                 if file.image_id in earlier.images:
                     tables = [earlier.rows(writer.dataset, file.image_id) for writer in writers]
+                elif file.image_id in stored.images:
+                    tables = [stored.rows(file.image_id)]
                 else:
-                    tables, buffer = self._rows(work, image, boxes[file.image_id], columns[file.image_id], clock)
-                pending.append(encoder.submit(self._encode, writers, file.image_id, tables, buffer, clock))
+                    objects = truth.objects.get(file.image_id)
+                    tables, beside, buffer = self._rows(
+                        work, image, boxes[file.image_id], columns[file.image_id], objects, clock
+                    )
+                    if beside is not None:
+                        written = [*written, truth.writer_of(file.image_id)]
+                        tables.append(beside)
+                pending.append(encoder.submit(self._encode, written, file.image_id, tables, buffer, clock))
                 del tables, buffer
                 while pending and (pending[0].done() or len(pending) >= BUFFERS):
                     pending.popleft().result()
@@ -66,7 +79,12 @@ class FeatureActor:
             without = {image_id for image_id, own in boxes.items() if len(own) == 0}
             try:
                 self._feed.each(
-                    files, make, stage="extract", ledger=ledger, clock=clock, unread=without.union(earlier.images)
+                    files,
+                    make,
+                    stage="extract",
+                    ledger=ledger,
+                    clock=clock,
+                    unread=without.union(earlier.images, stored.images),
                 )
             finally:
                 for future in pending:
@@ -75,14 +93,17 @@ class FeatureActor:
                 future.result()
             if trial.alone is not None:
                 return None
+            truth.publish()  # before the commit that says that these images need no further pass
             for writer in writers:  # the maps before the windows, whose commit says that both are there
                 commit = writer.commit(
                     ledger=ledger,
                     skipped=skipped,
                     upstream=work.upstream(),
                     seconds=clock.seconds if writer is writers[-1] else {},
+                    passes=clock.passes if writer is writers[-1] else 0,
                     producer=self._settings.producer,
                 )
+            stored.drop()
             return commit
 
     def _writers(self, work: ExtractShard) -> list[ShardWriter]:
@@ -108,7 +129,7 @@ class FeatureActor:
         with clock.phase("read"):
             if work.dataset == "truth_features":
                 assert work.objects is not None
-                tables = _by_image(work.objects, [file.image_id for file in work.images])
+                tables = by_image(work.objects, [file.image_id for file in work.images])
                 skipped: tuple[str, ...] = ()
             else:
                 assert work.proposals is not None
@@ -119,27 +140,44 @@ class FeatureActor:
                 skipped = tuple(image_id for image_id in ids if image_id in failed)
                 key = data_key("proposals", method, work.proposals)
                 groups = list(scan_file(root, key, ["image_id", "proposal_id", "box"], ids))
-                tables = _by_image(pa.concat_tables(groups) if groups else _no_proposals(), ids)
+                tables = by_image(pa.concat_tables(groups) if groups else _no_proposals(), ids)
         return {image_id: boxes_of(table["box"]) for image_id, table in tables.items()}, tables, skipped
 
     def _rows(
-        self, work: ExtractShard, image: RGB, boxes: Boxes, given: pa.Table, clock: PhaseClock
-    ) -> tuple[list[pa.Table], NDArray[np.float16] | None]:
-        """One image's rows for each writer, and the buffer of the ring that they lie in."""
+        self,
+        work: ExtractShard,
+        image: RGB,
+        boxes: Boxes,
+        given: pa.Table,
+        objects: pa.Table | None,
+        clock: PhaseClock,
+    ) -> tuple[list[pa.Table], pa.Table | None, NDArray[np.float16] | None]:
+        """One image's rows for each writer; those of its ``objects``, from the same maps; the first ones' buffer.
+
+        No rows of the objects where there are none, or where their maps are not fit: their own shard says why.
+        """
+        truth = None if objects is None else boxes_of(objects["box"])
+        beside: RegionFeatures | None = None
         if work.dataset == "windows":
             with self._ring.computing(clock) as extractor:
                 assert isinstance(extractor, RegionExtractor)
                 scales, windows = extractor.windows(boxes, image.shape[0], image.shape[1])
                 maps = extractor.conv_maps(image, scales)
+                if truth is not None:
+                    (found,) = extractor.together(image, [Wanted(truth)], maps)
+                    beside = None if isinstance(found, ContentError) else found
             made = {"scale": pa.array(scales, pa.int32()), "window": window_column(windows)}
-            return [_map_rows(given, maps), _window_rows(schema("windows"), given, made)], None
-        features, buffer = self._ring.features(image, boxes, clock)
-        made = {
-            "scale": pa.array(features.scales, pa.int32()),
-            "window": window_column(features.windows),
-            VECTOR_COLUMN: vector_column(features.vectors),
-        }
-        return [_window_rows(schema(work.dataset, self._ring.dim, work.metadata), given, made)], buffer
+            tables, buffer = [_map_rows(given, maps), window_rows(schema("windows"), given, made)], None
+        else:
+            if truth is None:
+                features, buffer = self._ring.features(image, boxes, clock)
+            else:
+                features, beside, buffer = self._ring.features_and_truth(image, boxes, truth, clock)
+            layout = schema(work.dataset, self._ring.dim, work.metadata)
+            tables = [window_rows(layout, given, _columns(features))]
+        if objects is None or beside is None:
+            return tables, None, buffer
+        return tables, window_rows(schema("truth_features", self._ring.dim), objects, _columns(beside)), buffer
 
     def _encode(
         self,
@@ -162,21 +200,13 @@ def _no_proposals() -> pa.Table:
     return no_rows(schema("proposals")).select(["image_id", "proposal_id", "box"])
 
 
-def _by_image(table: pa.Table, image_ids: list[str]) -> dict[str, pa.Table]:
-    """The rows of each image; the table is sorted by image."""
-    ids = table["image_id"].to_numpy(zero_copy_only=False)
-    first = np.searchsorted(ids, image_ids, side="left") if len(ids) else [0] * len(image_ids)
-    last = np.searchsorted(ids, image_ids, side="right") if len(ids) else [0] * len(image_ids)
-    return {i: table.slice(int(a), int(b - a)) for i, a, b in zip(image_ids, first, last, strict=True)}
-
-
-def _window_rows(layout: pa.Schema, given: pa.Table, made: Mapping[str, pa.Array]) -> pa.Table:
-    """Rows of windows or features: the columns of the boxes, and what was made of them."""
-    columns = [
-        made[name] if name in made else box_column(boxes_of(given[name])) if name == "box" else given[name]
-        for name in layout.names
-    ]
-    return pa.table(columns, schema=layout)
+def _columns(features: RegionFeatures) -> dict[str, pa.Array]:
+    """The columns that are made of an image's boxes."""
+    return {
+        "scale": pa.array(features.scales, pa.int32()),
+        "window": window_column(features.windows),
+        VECTOR_COLUMN: vector_column(features.vectors),
+    }
 
 
 def _map_rows(given: pa.Table, maps: Mapping[int, NDArray[np.float16]]) -> pa.Table:

@@ -56,8 +56,6 @@ def _planned(context: Context) -> Iterator[ShardedDataset]:
     body = identify_body(config.features)
     vector_bytes = 2 * vector_length(config.features, body)
     images = context.record.datasets["images"].method
-    method = truth_method(config.features, body.digest, images)
-    yield _truth(context, method, TRUTH_BOXES_PER_IMAGE * vector_bytes, body.classifier)
     yield _features(
         context,
         "windows" if config.features.store == "maps" else "features",
@@ -67,17 +65,20 @@ def _planned(context: Context) -> Iterator[ShardedDataset]:
         # those of the test splits may pass by unstored
         partial=config.detect.source == "stream",
     )
+    # after the features, from whose maps they are pooled
+    method = truth_method(config.features, body.digest, images)
+    yield _truth(context, method, TRUTH_BOXES_PER_IMAGE * vector_bytes, body.classifier)
 
 
 def _recorded(context: Context) -> Iterator[ShardedDataset]:
     datasets, proposals = context.record.datasets, context.sharded.get("proposals")
-    if "truth_features" in datasets:
-        entry = datasets["truth_features"]
-        yield _truth(context, entry.method, entry.bytes_per_image, entry.classifier)
     for name in ("windows", "features"):
         if name in datasets and proposals is not None:
             entry = datasets[name]
             yield _features(context, name, entry.method, entry.bytes_per_image, proposals, entry.partial)
+    if "truth_features" in datasets:
+        entry = datasets["truth_features"]
+        yield _truth(context, entry.method, entry.bytes_per_image, entry.classifier)
 
 
 def _makers(assignment: Assignment, surveys: Sequence[Survey]) -> list[ShardMaker]:

@@ -86,6 +86,7 @@ class WindowActor:
                 ledger=ledger,
                 skipped=sorted(work.failed),
                 seconds=clock.seconds,
+                passes=clock.passes,
                 producer=self._producer,
             )
 
