@@ -25,6 +25,9 @@ from storage.schemas import VERSION_KEY, check_version
 from storage.segments import names_its_data, read_segments
 from storage.tables import is_as_sealed, sealed, table_of, without_seal
 
+MANIFEST_VERSION = 2
+"""Written into every manifest; the first version did not count passes of the body."""
+
 _SCHEMA = pa.schema(
     [
         ("shard", pa.string()),
@@ -42,10 +45,12 @@ _SCHEMA = pa.schema(
         ("seconds", pa.string()),
         ("passes", pa.int64()),
     ],
-    metadata={VERSION_KEY: "2"},
+    metadata={VERSION_KEY: str(MANIFEST_VERSION)},
 )
-_LAYOUTS = {"1": _SCHEMA.remove(len(_SCHEMA) - 1).with_metadata({VERSION_KEY: "1"}), "2": _SCHEMA}
-"""By version: the first one did not count passes of the body."""
+_LAYOUTS = {
+    "1": _SCHEMA.remove(len(_SCHEMA) - 1).with_metadata({VERSION_KEY: "1"}),
+    str(MANIFEST_VERSION): _SCHEMA,
+}
 
 LEDGER_KEYS = frozenset({"image_id", "stage", "type", "message", "level"})
 """What every ledger row says, of any version."""
@@ -230,7 +235,7 @@ def read_manifest(root: Root, dataset: str, method: str, ident: str) -> Manifest
         table = table_of(data)
     version = (table.schema.metadata or {}).get(VERSION_KEY.encode())
     if version is not None:
-        check_version(version.decode("ascii", "replace"), key, len(_LAYOUTS))
+        check_version(version.decode("ascii", "replace"), key, MANIFEST_VERSION)
     layout = _LAYOUTS.get((version or b"").decode("ascii", "replace"))
     if layout is None or not without_seal(table).schema.equals(layout, True):
         raise DamagedFileError(key, "it is no manifest")

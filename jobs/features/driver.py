@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from jobs.errors import UsageError
 from jobs.features.body import LoadedBody, load_body
 from jobs.features.crew import actor_crew
 from jobs.features.method import file_metadata, truth_method, vector_length
+from jobs.features.passes import Passes, is_from_maps
 from jobs.features.pooling import MaterialiseShard, materialise_shard
 from jobs.features.shard import ExtractShard, StoredMaps, TruthPart
 from jobs.features.truth import gather_truth
@@ -30,9 +30,7 @@ from pipeline.boxes import Boxes
 from pipeline.errors import ImageError
 from pipeline.spp.windows import choose_scales, fitting_scales
 from storage.columns import boxes_of
-from storage.commits import CommitName, data_key, winners
-from storage.parts import parts_of
-from storage.root import Root
+from storage.commits import CommitName, winners
 from storage.shards import Shard
 
 if TYPE_CHECKING:
@@ -79,59 +77,13 @@ def check_unchanged(config: FeaturesConfig, body: LoadedBody, truth: ShardedData
         )
 
 
-@dataclass(frozen=True)
-class Passes:
-    """Which images pass the body for their features now, and which need not: where ``truth_features`` come from.
-
-    ``features``: the dataset, ``features`` or ``windows``. ``made``: image id to the shard of it that a body makes now.
-    ``stored``: image id to the file of its conv maps. ``truth``: image id to the missing shard of ``truth_features``
-    that it belongs to, ``truth_method`` theirs. With ``features.source: warp`` there are no maps to share: all but the
-    first are empty.
-    """
-
-    features: ShardedDataset
-    made: Mapping[str, str]
-    stored: Mapping[str, str]
-    truth: Mapping[str, str]
-    truth_method: str
-
-    @classmethod
-    def of(cls, root: Root, config: FeaturesConfig, pooled: Survey, truths: Survey) -> Passes:
-        """From what there is of both datasets."""
-        dataset, method = pooled.dataset, pooled.dataset.method
-        if config.source == "warp":
-            return cls(dataset, {}, {}, {}, truths.dataset.method)
-        windows, maps = (winners(root, name, method) for name in ("windows", "maps"))
-        stored = {
-            image_id: data_key("maps", method, maps[shard.key])
-            for shard in (dataset.shards if truths.todo else ())
-            if shard.key in windows and shard.key in maps
-            for image_id in shard.image_ids
-        }
-        made = {
-            image_id: shard.key
-            for shard, revision in pooled.todo
-            if not _from_maps(pooled, shard, revision, windows)
-            for image_id in shard.image_ids
-        }
-        truth = {image_id: shard.key for shard, _ in truths.todo for image_id in shard.image_ids}
-        return cls(dataset, made, stored, truth, truths.dataset.method)
-
-    def beside(self, shard: Shard) -> dict[str, list[str]]:
-        """Missing shard of ``truth_features`` to those images of a ``shard`` of features that belong to it."""
-        found: dict[str, list[str]] = {}
-        for image_id in shard.image_ids:
-            if image_id in self.truth:
-                found.setdefault(self.truth[image_id], []).append(image_id)
-        return found
-
-
 def works_of(assignment: Assignment, body: LoadedBody, passes: Passes, found: Survey) -> Iterator[Work]:
     """The work on each missing shard of features or windows, to begin when the proposals that it reads are there."""
     config, root, dataset = assignment.context.config, assignment.context.root, found.dataset
     files, objects = image_files(assignment.index), _Objects(assignment.index.objects)
     described = file_metadata(config.features, body, dataset.method, PRODUCER)
-    truth_described = file_metadata(config.features, body, passes.truth_method, PRODUCER)
+    truth_method_id = truth_method(config.features, body.digest, assignment.record.datasets["images"].method)
+    truth_described = file_metadata(config.features, body, truth_method_id, PRODUCER)
     companions = winners(root, dataset.companion, dataset.method) if dataset.companion else {}
     stored = {
         name: winners(root, name, dataset.method) if dataset.name == "features" else {} for name in ("windows", "maps")
@@ -153,9 +105,7 @@ def works_of(assignment: Assignment, body: LoadedBody, passes: Passes, found: Su
             maps=stored["maps"].get(shard.key),
             dim=vector_length(config.features, body.identity),
             truth=tuple(
-                TruthPart(
-                    method=passes.truth_method, shard=key, metadata=truth_described, objects=objects.of(image_ids)
-                )
+                TruthPart(method=truth_method_id, shard=key, metadata=truth_described, objects=objects.of(image_ids))
                 for key, image_ids in passes.beside(shard).items()
             ),
             trial=trial,
@@ -165,7 +115,7 @@ def works_of(assignment: Assignment, body: LoadedBody, passes: Passes, found: Su
     for shard, revision in found.todo:
         source = dataset.source(shard)
         needs = (dataset.upstream.name, source) if dataset.upstream and source else None
-        from_maps = _from_maps(found, shard, revision, stored["windows"])
+        from_maps = is_from_maps(found, shard, revision, stored["windows"])
         earlier = {}
         if shard.key in found.earlier:
             earlier[dataset.name] = found.earlier[shard.key]
@@ -191,7 +141,7 @@ def truth_works_of(assignment: Assignment, body: LoadedBody, passes: Passes, fou
     config, dataset = assignment.context.config, found.dataset
     files, objects = image_files(assignment.index), _Objects(assignment.index.objects)
     described = file_metadata(config.features, body, dataset.method, PRODUCER)
-    parts = parts_of(assignment.context.root, dataset.name, dataset.method)
+    annotated = frozenset(assignment.index.objects["image_id"].to_pylist())
 
     def pooled(image_id: str) -> StoredMaps | None:
         boxes = boxes_of(objects.of([image_id])["box"])
@@ -214,15 +164,13 @@ def truth_works_of(assignment: Assignment, body: LoadedBody, passes: Passes, fou
 
     for shard, revision in found.todo:
         made = {passes.made[image_id]: None for image_id in shard.image_ids if image_id in passes.made}
-        alone = [i for i in shard.image_ids if i not in passes.stored and objects.count(i)]
-        gathered = not made and config.features.source != "warp" and (not alone or shard.key in parts)
-        given = partial(make, shard, revision)
+        gathered = not made and not passes.alone(shard, annotated)
         yield Work(
             stage="gather" if gathered else dataset.stage,
             dataset=dataset.name,
             shard=shard.key,
             image_ids=shard.image_ids,
-            make=given,
+            make=partial(make, shard, revision),
             after=tuple((passes.features.name, key) for key in made),
             otherwise=dataset.stage if gathered else None,
             trial=Trial(earlier={dataset.name: found.earlier[shard.key]} if shard.key in found.earlier else {}),
@@ -247,11 +195,6 @@ def stored_maps(
         return None
 
 
-def _from_maps(found: Survey, shard: Shard, revision: int, windows: Mapping[str, CommitName]) -> bool:
-    """Whether a shard of vectors is made of stored ``windows`` and maps, by who needs no body."""
-    return found.dataset.name == "features" and revision == 0 and shard.key in windows
-
-
 class _Objects:
     """The rows of ``objects`` (sorted by image), image by image."""
 
@@ -263,10 +206,6 @@ class _Objects:
         """The rows of some images."""
         pieces = [self._rows.slice(*self._place(image_id)) for image_id in image_ids]
         return pa.concat_tables(pieces).combine_chunks()
-
-    def count(self, image_id: str) -> int:
-        """How many objects an image has."""
-        return self._place(image_id)[1]
 
     def _place(self, image_id: str) -> tuple[int, int]:
         first = np.searchsorted(self._ids, image_id, side="left")

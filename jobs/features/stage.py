@@ -87,6 +87,22 @@ def _makers(assignment: Assignment, surveys: Sequence[Survey]) -> list[ShardMake
     return makers_of(assignment, surveys)
 
 
+def _passing(context: Context, surveys: Mapping[str, Survey]) -> dict[str, int]:
+    from jobs.features.passes import Passes, is_from_maps
+    from storage.commits import winners
+
+    (pooled,) = (surveys[name] for name in ("windows", "features") if name in surveys)
+    truths = surveys["truth_features"]
+    passes = Passes.of(context.root, context.config.features, pooled, truths)
+    annotated = frozenset(context.index.objects["image_id"].to_pylist())
+    windows = winners(context.root, "windows", pooled.dataset.method)
+    made = (s for s, revision in pooled.todo if not is_from_maps(pooled, s, revision, windows))
+    return {
+        pooled.dataset.name: sum(len(shard.image_ids) for shard in made),
+        "truth_features": sum(len(passes.alone(shard, annotated)) for shard, _ in truths.todo),
+    }
+
+
 EXTRACT = Stage(
     name="extract",
     summary="One vector per proposal, and per ground-truth box of the training splits.",
@@ -94,5 +110,6 @@ EXTRACT = Stage(
     planned=_planned,
     recorded=_recorded,
     reads_images=lambda config: True,
+    passing=_passing,
     makers=_makers,
 )

@@ -15,6 +15,7 @@ from jobs.execution.training import Training, run_training, training_threads
 from jobs.features.body import LoadedBody, load_body
 from jobs.features.crew import actor_crew
 from jobs.features.method import file_metadata
+from jobs.features.stored import feature_shards
 from jobs.head.worker import TrainHead, described, initial_head, publish_head, train_head
 from jobs.proposals.stored import failed_in
 from jobs.record.stage import Assignment
@@ -41,6 +42,9 @@ def make_windows(assignment: Assignment, planned: ShardedDataset) -> None:
     files, proposed = image_files(index), recorded_manifest(root, record, "proposals").files
     failed = failed_in(root, record, ("proposals",))  # whose manifest the method id hashes; others are tried here
     metadata = file_metadata(config.features, body, planned.method, PRODUCER)
+    warped = config.features.source == "warp"  # whose windows share no map, and are made as they always were
+    pooled = [] if warped else feature_shards(root, record)
+    truth = [] if warped else recorded_manifest(root, record, "truth_features").files
 
     def make(shard: Shard, attempt: ShardAttempt) -> WindowShard:
         ids = shard.image_ids
@@ -53,6 +57,8 @@ def make_windows(assignment: Assignment, planned: ShardedDataset) -> None:
             class_names=names,
             config=config.finetune,
             metadata=metadata,
+            features=tuple(part for part in pooled if part.holds_any(ids)),
+            truth=tuple(file.key for file in truth if file.may_hold(ids)),
         )
 
     def crew() -> ActorCrew:
