@@ -18,19 +18,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.dataset.image_file import ImageFile
+from jobs.features.beside import Beside, BesideSet, feature_columns
 from jobs.features.ring import BUFFERS, ExtractionRing
 from jobs.features.shard import ActorSettings, ExtractShard
-from jobs.features.truth import StoredTruth, TruthWriters, by_image, window_rows
+from jobs.features.truth import StoredTruth, by_image, window_rows
 from jobs.shards.last_revision import Earlier
 from pipeline.boxes import Boxes
 from pipeline.errors import ContentError
-from pipeline.features.regions import RegionExtractor, RegionFeatures, Wanted
+from pipeline.features.regions import RegionExtractor, RegionFeatures
 from pipeline.images.decode import RGB
 from pipeline.phases import PhaseClock
-from storage.columns import boxes_of, map_column, no_rows, vector_column, window_column
+from storage.columns import boxes_of, map_column, no_rows, window_column
 from storage.commits import Commit, data_key, read_commits
 from storage.scan import scan_file
-from storage.schemas import VECTOR_COLUMN, schema
+from storage.schemas import schema
 from storage.writer import ShardWriter
 
 
@@ -49,28 +50,29 @@ class FeatureActor:
         earlier = Earlier(root, work.method, trial)
         boxes, columns, skipped = self._boxes(work, clock)
         stored = StoredTruth(root, work, columns, earlier.images, clock)
-        truth = TruthWriters(root, work, self._ring.dim)
+        beside = Beside(root, work, self._ring.dim)
         ledger = trial.ledger("extract")
         files = [file for file in trial.images(work.images) if file.image_id not in skipped]
         with ThreadPoolExecutor(1) as encoder, ExitStack() as stack:
             writers = [stack.enter_context(writer) for writer in self._writers(work)]
-            stack.enter_context(truth)
+            stack.enter_context(beside)
             pending: deque[Future[None]] = deque()
 
             def make(file: ImageFile, image: RGB) -> None:
-                buffer, written = None, writers
+                buffer, written = None, list(writers)
                 if file.image_id in earlier.images:
                     tables = [earlier.rows(writer.dataset, file.image_id) for writer in writers]
                 elif file.image_id in stored.images:
                     tables = [stored.rows(file.image_id)]
                 else:
-                    objects = truth.objects.get(file.image_id)
-                    tables, beside, buffer = self._rows(
-                        work, image, boxes[file.image_id], columns[file.image_id], objects, clock
-                    )
-                    if beside is not None:
-                        written = [*written, truth.writer_of(file.image_id)]
-                        tables.append(beside)
+                    own, more = boxes[file.image_id], []
+                    if isinstance(self._ring.extractor, RegionExtractor) and len(own):  # without: nothing was read
+                        more = beside.of(file.image_id, own, image.shape[:2], self._ring.extractor)
+                    tables, others, buffer = self._rows(work, image, own, columns[file.image_id], more, clock)
+                    for one, made in zip(more, others, strict=True):
+                        if isinstance(made, RegionFeatures):  # else who makes its shard finds out why
+                            written.append(one.writer)
+                            tables.append(one.rows(made))
                 pending.append(encoder.submit(self._encode, written, file.image_id, tables, buffer, clock))
                 del tables, buffer
                 while pending and (pending[0].done() or len(pending) >= BUFFERS):
@@ -93,7 +95,7 @@ class FeatureActor:
                 future.result()
             if trial.alone is not None:
                 return None
-            truth.publish()  # before the commit that says that these images need no further pass
+            beside.publish()  # before the commit that says that these images need no further pass
             for writer in writers:  # the maps before the windows, whose commit says that both are there
                 commit = writer.commit(
                     ledger=ledger,
@@ -149,35 +151,25 @@ class FeatureActor:
         image: RGB,
         boxes: Boxes,
         given: pa.Table,
-        objects: pa.Table | None,
+        more: Sequence[BesideSet],
         clock: PhaseClock,
-    ) -> tuple[list[pa.Table], pa.Table | None, NDArray[np.float16] | None]:
-        """One image's rows for each writer; those of its ``objects``, from the same maps; the first ones' buffer.
-
-        No rows of the objects where there are none, or where their maps are not fit: their own shard says why.
-        """
-        truth = None if objects is None else boxes_of(objects["box"])
-        beside: RegionFeatures | None = None
+    ) -> tuple[list[pa.Table], list[RegionFeatures | ContentError], NDArray[np.float16] | None]:
+        """One image's rows for each writer; what else is wanted of its maps; the buffer that the first ones lie in."""
+        wanted = [one.wanted for one in more]
         if work.dataset == "windows":
             with self._ring.computing(clock) as extractor:
                 assert isinstance(extractor, RegionExtractor)
                 scales, windows = extractor.windows(boxes, image.shape[0], image.shape[1])
                 maps = extractor.conv_maps(image, scales)
-                if truth is not None:
-                    (found,) = extractor.together(image, [Wanted(truth)], maps)
-                    beside = None if isinstance(found, ContentError) else found
+                others = extractor.together(image, wanted, maps)
             made = {"scale": pa.array(scales, pa.int32()), "window": window_column(windows)}
-            tables, buffer = [_map_rows(given, maps), window_rows(schema("windows"), given, made)], None
+            return [_map_rows(given, maps), window_rows(schema("windows"), given, made)], others, None
+        if more:
+            features, others, buffer = self._ring.features_and(image, boxes, wanted, clock)
         else:
-            if truth is None:
-                features, buffer = self._ring.features(image, boxes, clock)
-            else:
-                features, beside, buffer = self._ring.features_and_truth(image, boxes, truth, clock)
-            layout = schema(work.dataset, self._ring.dim, work.metadata)
-            tables = [window_rows(layout, given, _columns(features))]
-        if objects is None or beside is None:
-            return tables, None, buffer
-        return tables, window_rows(schema("truth_features", self._ring.dim), objects, _columns(beside)), buffer
+            (features, buffer), others = self._ring.features(image, boxes, clock), []
+        layout = schema(work.dataset, self._ring.dim, work.metadata)
+        return [window_rows(layout, given, feature_columns(features))], others, buffer
 
     def _encode(
         self,
@@ -198,15 +190,6 @@ class FeatureActor:
 
 def _no_proposals() -> pa.Table:
     return no_rows(schema("proposals")).select(["image_id", "proposal_id", "box"])
-
-
-def _columns(features: RegionFeatures) -> dict[str, pa.Array]:
-    """The columns that are made of an image's boxes."""
-    return {
-        "scale": pa.array(features.scales, pa.int32()),
-        "window": window_column(features.windows),
-        VECTOR_COLUMN: vector_column(features.vectors),
-    }
 
 
 def _map_rows(given: pa.Table, maps: Mapping[int, NDArray[np.float16]]) -> pa.Table:

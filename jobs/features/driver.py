@@ -10,10 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.config.features import FeaturesConfig
+from jobs.dataset.index import object_digests
+from jobs.dataset.objects import objects_of
 from jobs.dataset.stored import image_files
 from jobs.errors import UsageError
 from jobs.features.body import LoadedBody, load_body
 from jobs.features.crew import actor_crew
+from jobs.features.drawing import DrawnParts, parts_method
 from jobs.features.method import file_metadata, truth_method, vector_length
 from jobs.features.passes import Passes, is_from_maps
 from jobs.features.pooling import MaterialiseShard, materialise_shard
@@ -31,7 +34,7 @@ from pipeline.errors import ImageError
 from pipeline.spp.windows import choose_scales, fitting_scales
 from storage.columns import boxes_of
 from storage.commits import CommitName, winners
-from storage.shards import Shard
+from storage.shards import Shard, shards
 
 if TYPE_CHECKING:
     from pipeline.bodies import BodySpec
@@ -84,6 +87,7 @@ def works_of(assignment: Assignment, body: LoadedBody, passes: Passes, found: Su
     described = file_metadata(config.features, body, dataset.method, PRODUCER)
     truth_method_id = truth_method(config.features, body.digest, assignment.record.datasets["images"].method)
     truth_described = file_metadata(config.features, body, truth_method_id, PRODUCER)
+    drawn = drawn_parts(assignment, passes, truth_method_id)
     companions = winners(root, dataset.companion, dataset.method) if dataset.companion else {}
     stored = {
         name: winners(root, name, dataset.method) if dataset.name == "features" else {} for name in ("windows", "maps")
@@ -108,6 +112,7 @@ def works_of(assignment: Assignment, body: LoadedBody, passes: Passes, found: Su
                 TruthPart(method=truth_method_id, shard=key, metadata=truth_described, objects=objects.of(image_ids))
                 for key, image_ids in passes.beside(shard).items()
             ),
+            drawn=drawn.of(shard.image_ids) if drawn is not None else None,
             trial=trial,
         )
         return MaterialiseShard(root, work, PRODUCER) if from_maps else work
@@ -130,6 +135,29 @@ def works_of(assignment: Assignment, body: LoadedBody, passes: Passes, found: Su
             needs=None if from_maps else needs,
             trial=Trial(earlier=earlier),
         )
+
+
+def drawn_parts(assignment: Assignment, passes: Passes, truth: str) -> DrawnParts | None:
+    """What is pooled of the windows that a head will be trained on; None where none will be, or all will be stored.
+
+    ``truth``: the method of ``truth_features``.
+    """
+    context, index = assignment.context, assignment.index
+    config = context.config
+    if not (config.needs_head and config.finetunes) or config.features.source == "warp":
+        return None
+    if len(config.features.scales) == 1:  # at which all of an image is pooled
+        return None
+    assert passes.features.upstream is not None
+    annotated = object_digests(index, config.dataset.train_splits)
+    vector_bytes = passes.features.bytes_per_image // config.proposals.max_per_image
+    cut = shards(annotated, vector_bytes * config.finetune.windows_per_image)
+    return DrawnParts(
+        config.finetune,
+        parts_method(config.finetune, passes.features.upstream.method, truth),
+        {image_id: shard.key for shard in cut for image_id in shard.image_ids},
+        objects_of(index, annotated, index.class_names()),
+    )
 
 
 def truth_works_of(assignment: Assignment, body: LoadedBody, passes: Passes, found: Survey) -> Iterator[Work]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -58,16 +58,16 @@ class ExtractionRing:
         with self.buffer(len(boxes), clock) as buffer, self.computing(clock) as extractor:
             return extractor(image, boxes, out=buffer), buffer
 
-    def features_and_truth(
-        self, image: RGB, boxes: Boxes, truth: Boxes, clock: PhaseClock
-    ) -> tuple[RegionFeatures, RegionFeatures | None, NDArray[np.float16]]:
-        """The same, and features of annotated boxes from the same maps, in memory of their own; None if they fail."""
+    def features_and(
+        self, image: RGB, boxes: Boxes, others: Sequence[Wanted], clock: PhaseClock
+    ) -> tuple[RegionFeatures, list[RegionFeatures | ContentError], NDArray[np.float16]]:
+        """The same, and features of other boxes from the same maps, in memory of their own."""
         with self.buffer(len(boxes), clock) as buffer, self.computing(clock) as extractor:
             assert isinstance(extractor, RegionExtractor)
-            features, beside = extractor.together(image, [Wanted(boxes, out=buffer), Wanted(truth)])
+            features, *beside = extractor.together(image, [Wanted(boxes, out=buffer), *others])
             if isinstance(features, ContentError):
                 raise features
-            return features, None if isinstance(beside, ContentError) else beside, buffer
+            return features, beside, buffer
 
     @contextmanager
     def buffer(self, count: int, clock: PhaseClock) -> Iterator[NDArray[np.float16]]:

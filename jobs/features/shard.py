@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from jobs.dataset.image_file import ImageFile
+    from jobs.features.drawing import DrawnParts
     from jobs.features.image_feed import ImageFeed
     from storage.root import Root
 
@@ -51,7 +52,8 @@ class ExtractShard:
     made). ``objects``: the ground truth, columns as in the objects dataset, for ``truth_features``. ``windows``: the
     commit of the windows to make vectors of with those of ``maps``, where neither image nor body is needed.
     ``dim``: length of the vectors. ``truth``: what to make of ``truth_features`` beside features or windows, since the
-    maps are at hand. ``pooled``: of ``truth_features``, the images whose maps are stored.
+    maps are at hand, and ``drawn`` of ``training_windows``. ``pooled``: of ``truth_features``, the images whose maps
+    are stored.
     """
 
     dataset: Literal["features", "windows", "truth_features"]
@@ -67,6 +69,7 @@ class ExtractShard:
     maps: CommitName | None = None
     dim: int = 0
     truth: tuple[TruthPart, ...] = ()
+    drawn: DrawnParts | None = None
     pooled: Mapping[str, StoredMaps] = field(default_factory=dict)
     trial: Trial = field(default_factory=Trial)
 

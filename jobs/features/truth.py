@@ -8,8 +8,6 @@ all its images are there. What has neither a part nor stored maps passes the bod
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -26,49 +24,6 @@ from storage.root import Root
 from storage.scan import scan_file
 from storage.schemas import VECTOR_COLUMN, schema
 from storage.writer import ShardWriter
-
-
-class TruthWriters:
-    """The files of the parts that a shard of features is to make: a context manager. ``objects``: image id to those."""
-
-    def __init__(self, root: Root, work: ExtractShard, dim: int) -> None:
-        self.objects: dict[str, pa.Table] = {}
-        self._writers = []
-        self._of: dict[str, ShardWriter] = {}
-        for part in work.truth:
-            writer = ShardWriter(
-                root,
-                "truth_features",
-                part.method,
-                part.shard,
-                schema("truth_features", dim, part.metadata),
-                source=work.shard,
-            )
-            self._writers.append(writer)
-            for image_id, rows in by_image(part.objects, [file.image_id for file in work.images]).items():
-                if len(rows):
-                    self.objects[image_id], self._of[image_id] = rows, writer
-        self._stack = ExitStack()
-
-    def __enter__(self) -> TruthWriters:
-        for writer in self._writers:
-            self._stack.enter_context(writer)
-        return self
-
-    def writer_of(self, image_id: str) -> ShardWriter:
-        """Where the rows of an image go."""
-        return self._of[image_id]
-
-    def publish(self) -> None:
-        """Publish the parts that have rows."""
-        for writer in self._writers:
-            if writer.images:
-                writer.publish()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
 
 
 class StoredTruth:

@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 
 from jobs.config.head import FinetuneConfig
 from jobs.dataset.image_file import ImageFile
-from jobs.dataset.objects import ImageObjects, order_key
+from jobs.dataset.objects import ImageObjects
+from jobs.features.drawing import Chosen, choose
 from jobs.features.ring import ExtractionRing
 from jobs.features.shard import ActorSettings
 from jobs.features.stored import FeatureShard
-from jobs.head.stored_vectors import Candidates, StoredVectors
+from jobs.head.stored_vectors import StoredVectors
 from jobs.proposals.stored import proposed_boxes
 from jobs.shards.attempt import ShardAttempt
-from pipeline.boxes import Boxes
-from pipeline.detection.labels import finetune_labels
-from pipeline.detection.window_sampling import Drawn, draw_windows, mirrored
+from pipeline.detection.window_sampling import mirrored
 from pipeline.errors import ContentError
 from pipeline.features.regions import Wanted
 from pipeline.features.warping import WarpExtractor
@@ -28,6 +27,7 @@ from pipeline.images.decode import RGB
 from pipeline.phases import PhaseClock
 from storage.columns import box_column, vector_column, window_column
 from storage.commits import Commit
+from storage.parts import drop_parts
 from storage.schemas import VECTOR_COLUMN, schema
 
 
@@ -36,7 +36,8 @@ class WindowShard(ShardAttempt):
     """The training images of one shard, the files of proposals that hold them, and their objects.
 
     ``failed``: those images that have no proposals, for a failure. ``features`` and ``truth``: the shards of stored
-    features, and the files of ``truth_features``, that may hold vectors of them.
+    features, and the files of ``truth_features``, that may hold vectors of them; ``parts`` of the shard that were made
+    with its features.
     """
 
     images: tuple[ImageFile, ...]
@@ -48,16 +49,7 @@ class WindowShard(ShardAttempt):
     metadata: dict[str, str]
     features: tuple[FeatureShard, ...]
     truth: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """What was drawn of an image: the windows, their boxes (N, 4) and their labels (N,), and what they come from."""
-
-    drawn: Drawn
-    boxes: Boxes
-    labels: NDArray[np.int64]
-    candidates: Candidates
+    parts: tuple[str, ...]
 
 
 class WindowActor:
@@ -75,15 +67,18 @@ class WindowActor:
         files = [file for file in work.trial.images(work.images) if file.image_id not in work.failed]
         with clock.phase("read"):
             proposed = proposed_boxes(work.root, work.proposals, [file.image_id for file in files])
-        chosen = {file.image_id: self._choose(work, file, proposed[file.image_id]) for file in files}
-        with clock.phase("read"):
-            stored = StoredVectors(
-                work.root,
-                work.features,
-                work.truth,
-                {image_id: one.candidates for image_id, one in chosen.items()},
-                {image_id: one.drawn for image_id, one in chosen.items()},
+        chosen = {
+            file.image_id: choose(
+                work.config,
+                file.image_id,
+                work.objects.get(file.image_id),
+                proposed[file.image_id],
+                self._ring.extractor.scales_of(*file.height_width),
             )
+            for file in files
+        }
+        with clock.phase("read"):
+            stored = StoredVectors(work.root, work.features, work.truth, work.parts, chosen)
         without = {image_id for image_id in chosen if stored.known(image_id).all()}
         layout = schema("training_windows", self._ring.dim, work.metadata)
         with work.writer("training_windows", layout) as writer:
@@ -101,52 +96,28 @@ class WindowActor:
             self._feed.each(files, make, stage="finetune", ledger=ledger, clock=clock, unread=without)
             if work.trial.alone is not None:
                 return None
-            return writer.commit(
+            commit = writer.commit(
                 ledger=ledger,
                 skipped=sorted(work.failed),
                 seconds=clock.seconds,
                 passes=clock.passes,
                 producer=self._producer,
             )
-
-    def _choose(self, work: WindowShard, file: ImageFile, proposed: Boxes) -> _Chosen:
-        """Windows of an image, drawn from the seed and the image id; those of the image as it is come first."""
-        config, objects = work.config, work.objects.get(file.image_id)
-        truth = objects.boxes if objects else np.zeros((0, 4), np.float32)
-        candidates = np.concatenate([truth, proposed])
-        labels = finetune_labels(
-            candidates,
-            truth,
-            objects.classes if objects else np.zeros(0, np.int64),
-            objects.difficult if objects else np.zeros(0, np.bool_),
-            config.foreground_overlap,
-            config.background_overlap,
-        )
-        seed = int.from_bytes(order_key(config.seed, file.image_id)[:8], "little")
-        drawn = draw_windows(
-            labels,
-            self._ring.extractor.scales_of(*file.height_width),
-            config.windows_per_image,
-            config.foreground,
-            config.flips,
-            np.random.default_rng(seed),
-        )
-        order = np.argsort(drawn.flipped, kind="stable")
-        drawn = Drawn(drawn.rows[order], drawn.scales[order], drawn.flipped[order])
-        return _Chosen(drawn, candidates[drawn.rows], labels[drawn.rows], Candidates(candidates, len(truth)))
+        drop_parts(work.root, work.parts)
+        return commit
 
     def _pooled(
         self,
         work: WindowShard,
         file: ImageFile,
         image: RGB,
-        chosen: _Chosen,
+        chosen: Chosen,
         stored: StoredVectors,
         clock: PhaseClock,
     ) -> tuple[pa.Table, NDArray[np.float16]]:
         """The rows of an image, and the buffer of the ring that their vectors lie in."""
         drawn, boxes, image_id = chosen.drawn, chosen.boxes, file.image_id
-        plain = int(np.count_nonzero(~drawn.flipped))
+        plain = chosen.plain
         with self._ring.buffer(len(boxes), clock) as buffer:
             with clock.phase("read"):
                 left = np.flatnonzero(~stored.fill(image_id, buffer)[:plain])

@@ -14,6 +14,7 @@ from jobs.errors import UsageError
 from jobs.execution.training import Training, run_training, training_threads
 from jobs.features.body import LoadedBody, load_body
 from jobs.features.crew import actor_crew
+from jobs.features.drawing import parts_method
 from jobs.features.method import file_metadata
 from jobs.features.stored import feature_shards
 from jobs.head.worker import TrainHead, described, initial_head, publish_head, train_head
@@ -27,7 +28,8 @@ from jobs.shards.survey import ShardedDataset
 from pipeline.bodies import load_classifier
 from pipeline.bodies.classifier import Classifier
 from storage.manifest import recorded_manifest
-from storage.runs import hold
+from storage.parts import parts_of
+from storage.runs import dataset_record, hold
 from storage.shards import Shard
 
 
@@ -44,7 +46,10 @@ def make_windows(assignment: Assignment, planned: ShardedDataset) -> None:
     metadata = file_metadata(config.features, body, planned.method, PRODUCER)
     warped = config.features.source == "warp"  # whose windows share no map, and are made as they always were
     pooled = [] if warped else feature_shards(root, record)
-    truth = [] if warped else recorded_manifest(root, record, "truth_features").files
+    truths = recorded_manifest(root, record, "truth_features")
+    truth = [] if warped else truths.files
+    drawn = parts_method(config.finetune, dataset_record(record, "proposals").method, truths.method)
+    parts = parts_of(root, planned.name, drawn)
 
     def make(shard: Shard, attempt: ShardAttempt) -> WindowShard:
         ids = shard.image_ids
@@ -59,6 +64,7 @@ def make_windows(assignment: Assignment, planned: ShardedDataset) -> None:
             metadata=metadata,
             features=tuple(part for part in pooled if part.holds_any(ids)),
             truth=tuple(file.key for file in truth if file.may_hold(ids)),
+            parts=tuple(parts.get(shard.key, ())),
         )
 
     def crew() -> ActorCrew:
