@@ -1,4 +1,4 @@
-"""An image passes the body once per scale: for its proposals, its annotated boxes and the windows of a head together."""
+"""An image passes the body once per scale: for proposals, annotated boxes and the windows of a head together."""
 
 from __future__ import annotations
 
