@@ -91,8 +91,9 @@ def _passing(context: Context, surveys: Mapping[str, Survey]) -> dict[str, int]:
     from jobs.features.passes import Passes, is_from_maps
     from storage.commits import winners
 
-    (pooled,) = (surveys[name] for name in ("windows", "features") if name in surveys)
-    truths = surveys["truth_features"]
+    if len(surveys) < 2:
+        return {}
+    pooled, truths = surveys.values()
     passes = Passes.of(context.root, context.config.features, pooled, truths)
     annotated = frozenset(context.index.objects["image_id"].to_pylist())
     windows = winners(context.root, "windows", pooled.dataset.method)

@@ -126,7 +126,8 @@ class WindowActor:
                 if isinstance(extractor, WarpExtractor):
                     first = extractor(image, boxes[:plain], out=buffer, scales=drawn.scales[:plain]).windows
                 else:
-                    _, first = extractor.windows(boxes[:plain], *image.shape[:2], drawn.scales[:plain])
+                    height, width = image.shape[:2]
+                    _, first = extractor.windows(boxes[:plain], height, width, drawn.scales[:plain])
                     (made,) = extractor.together(image, [Wanted(boxes[left], drawn.scales[left])], maps)
                     if isinstance(made, ContentError):
                         raise made

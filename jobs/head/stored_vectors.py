@@ -90,9 +90,9 @@ class StoredVectors:
             for _, places, vectors in self._shards[image_id].pick({image_id: np.unique(wanted)}):
                 here = np.isin(wanted, places)
                 out[rows[here]] = vectors[np.searchsorted(places, wanted[here])]
-        for rows, vectors in self._parts.pop(image_id, []):
-            out[rows] = vectors
-            filled[rows] = True
+        for pooled, vectors in self._parts.pop(image_id, []):
+            out[pooled] = vectors
+            filled[pooled] = True
         return filled
 
     def _note(self, shard: FeatureShard, windows: Mapping[str, pa.Table]) -> None:

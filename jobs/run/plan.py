@@ -116,6 +116,7 @@ def _of_stage(stage: Stage, context: Context, surveys: dict[str, Survey]) -> lis
                 shards=1,
                 shards_done=0,
                 images_to_do=images,
+                passes=stage.passing(context, {}).get(name, 0),
             )
             for name in stage.datasets
             if name not in there
@@ -131,17 +132,24 @@ def _expected(stage: Stage, context: Context, surveys: Mapping[str, Survey]) -> 
     samples = {
         name: _sample(context.root, name, found.dataset.method)
         for name, found in surveys.items()
-        if found.dataset.bytes_per_image and found.todo
+        if found.dataset.bytes_per_image and any(one.todo for one in surveys.values())
     }
+    others = [commit for sample in samples.values() for commit in sample]
     for name, found in surveys.items():
         dataset = found.dataset
         images = sum(len(shard.image_ids) for shard, _ in found.todo)
-        size, phases, passes = None, None, 0
+        size: int | None = None
+        phases: dict[str, float] | None = None
+        passes: int | None = 0
         if dataset.bytes_per_image:
-            others = [commit for other in samples.values() for commit in other]
             size, phases = _cost(dataset, samples.get(name, []), images)
-            if name in passing:
-                phases, passes = _with_passes(phases, passing[name], samples.get(name, []), others)
+            if (count := passing.get(name)) is not None:
+                phases, passes = _with_passes(phases, count, samples.get(name, []), others)
+                features = context.config.features
+                if passes is None and features.source == "windows" and len(features.scales) == 1:
+                    passes = count
+        if images and passing.get(name, 0) is None:
+            passes = None
         yield PlannedDataset(
             stage=stage.name,
             dataset=name,
