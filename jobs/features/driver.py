@@ -85,9 +85,8 @@ def works_of(assignment: Assignment, body: LoadedBody, passes: Passes, found: Su
     config, root, dataset = assignment.context.config, assignment.context.root, found.dataset
     files, objects = image_files(assignment.index), _Objects(assignment.index.objects)
     described = file_metadata(config.features, body, dataset.method, PRODUCER)
-    truth_method_id = truth_method(config.features, body.digest, assignment.record.datasets["images"].method)
-    truth_described = file_metadata(config.features, body, truth_method_id, PRODUCER)
-    drawn = drawn_parts(assignment, passes, truth_method_id)
+    truth_described = file_metadata(config.features, body, passes.truth_method, PRODUCER)
+    drawn = drawn_parts(assignment, passes)
     companions = winners(root, dataset.companion, dataset.method) if dataset.companion else {}
     stored = {
         name: winners(root, name, dataset.method) if dataset.name == "features" else {} for name in ("windows", "maps")
@@ -109,7 +108,9 @@ def works_of(assignment: Assignment, body: LoadedBody, passes: Passes, found: Su
             maps=stored["maps"].get(shard.key),
             dim=vector_length(config.features, body.identity),
             truth=tuple(
-                TruthPart(method=truth_method_id, shard=key, metadata=truth_described, objects=objects.of(image_ids))
+                TruthPart(
+                    method=passes.truth_method, shard=key, metadata=truth_described, objects=objects.of(image_ids)
+                )
                 for key, image_ids in passes.beside(shard).items()
             ),
             drawn=drawn.of(shard.image_ids) if drawn is not None else None,
@@ -137,11 +138,8 @@ def works_of(assignment: Assignment, body: LoadedBody, passes: Passes, found: Su
         )
 
 
-def drawn_parts(assignment: Assignment, passes: Passes, truth: str) -> DrawnParts | None:
-    """What is pooled of the windows that a head will be trained on; None where none will be, or all will be stored.
-
-    ``truth``: the method of ``truth_features``.
-    """
+def drawn_parts(assignment: Assignment, passes: Passes) -> DrawnParts | None:
+    """What is pooled of the windows that a head will be trained on; None where none will be, or all will be stored."""
     context, index = assignment.context, assignment.index
     config = context.config
     if not (config.needs_head and config.finetunes) or config.features.source == "warp":
@@ -154,7 +152,7 @@ def drawn_parts(assignment: Assignment, passes: Passes, truth: str) -> DrawnPart
     cut = shards(annotated, vector_bytes * config.finetune.windows_per_image)
     return DrawnParts(
         config.finetune,
-        parts_method(config.finetune, passes.features.upstream.method, truth),
+        parts_method(config.finetune, passes.features.upstream.method, passes.truth_method),
         {image_id: shard.key for shard in cut for image_id in shard.image_ids},
         objects_of(index, annotated, index.class_names()),
     )

@@ -6,7 +6,7 @@ Light: a plan looks at it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jobs.config.features import FeaturesConfig
 from jobs.shards.survey import ShardedDataset, Survey
@@ -20,39 +20,43 @@ from storage.shards import Shard
 class Passes:
     """Which images pass the body for their features now, and where the missing shards of ``truth_features`` come from.
 
-    ``features``: the dataset, ``features`` or ``windows``. ``made``: image id to the shard of it that a body makes now.
-    ``stored``: image id to the file of its conv maps. ``parts``: shards of ``truth_features`` of which parts are there.
-    ``truth``: image id to the missing shard of ``truth_features`` that it belongs to. With ``features.source: warp``
-    there are no maps to share: then all but ``features`` are empty.
+    ``features``: the dataset, ``features`` or ``windows``. ``truth``: image id to the missing shard of
+    ``truth_features`` that it belongs to. Of these images, ``made``: image id to the shard of features that a body
+    makes now; ``stored``: to the file of its conv maps. ``parts``: shards of ``truth_features`` of which parts are
+    there. With ``features.source: warp`` there are no maps to share: then all these are empty.
     """
 
     features: ShardedDataset
-    made: Mapping[str, str]
-    stored: Mapping[str, str]
-    parts: Collection[str]
-    truth: Mapping[str, str]
+    truth_method: str
+    made: Mapping[str, str] = field(default_factory=dict)
+    stored: Mapping[str, str] = field(default_factory=dict)
+    parts: Collection[str] = ()
+    truth: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, root: Root, config: FeaturesConfig, pooled: Survey, truths: Survey) -> Passes:
         """From what there is of both datasets."""
         dataset, method = pooled.dataset, pooled.dataset.method
         if config.source == "warp" or not truths.todo:
-            return cls(dataset, {}, {}, (), {})
+            return cls(dataset, truths.dataset.method)
         windows, maps = (winners(root, name, method) for name in ("windows", "maps"))
+        truth = {image_id: shard.key for shard, _ in truths.todo for image_id in shard.image_ids}
         stored = {
             image_id: data_key("maps", method, maps[shard.key])
             for shard in dataset.shards
             if shard.key in windows and shard.key in maps
             for image_id in shard.image_ids
+            if image_id in truth
         }
         made = {
             image_id: shard.key
             for shard, revision in pooled.todo
             if not is_from_maps(pooled, shard, revision, windows)
             for image_id in shard.image_ids
+            if image_id in truth
         }
-        truth = {image_id: shard.key for shard, _ in truths.todo for image_id in shard.image_ids}
-        return cls(dataset, made, stored, parts_of(root, truths.dataset.name, truths.dataset.method).keys(), truth)
+        parts = parts_of(root, truths.dataset.name, truths.dataset.method)
+        return cls(dataset, truths.dataset.method, made, stored, parts.keys(), truth)
 
     def beside(self, shard: Shard) -> dict[str, list[str]]:
         """Missing shard of ``truth_features`` to those images of a ``shard`` of features that belong to it."""
