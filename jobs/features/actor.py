@@ -68,7 +68,8 @@ class FeatureActor:
                     own, more = boxes[file.image_id], []
                     if isinstance(self._ring.extractor, RegionExtractor) and len(own):  # without: nothing was read
                         more = beside.of(file.image_id, own, image.shape[:2], self._ring.extractor)
-                    tables, others, buffer = self._rows(work, image, own, columns[file.image_id], more, clock)
+                    maps = stored.maps(file.image_id)
+                    tables, others, buffer = self._rows(work, image, own, columns[file.image_id], more, maps, clock)
                     for one, made in zip(more, others, strict=True):
                         if isinstance(made, RegionFeatures):  # else who makes its shard finds out why
                             written.append(one.writer)
@@ -152,9 +153,13 @@ class FeatureActor:
         boxes: Boxes,
         given: pa.Table,
         more: Sequence[BesideSet],
+        known: Mapping[int, NDArray[np.float16]],
         clock: PhaseClock,
     ) -> tuple[list[pa.Table], list[RegionFeatures | ContentError], NDArray[np.float16] | None]:
-        """One image's rows for each writer; what else is wanted of its maps; the buffer that the first ones lie in."""
+        """One image's rows for each writer; what else is wanted of its maps; the buffer that the first ones lie in.
+
+        ``known``: maps of it that need not be made, by scale.
+        """
         wanted = [one.wanted for one in more]
         if work.dataset == "windows":
             with self._ring.computing(clock) as extractor:
@@ -164,8 +169,8 @@ class FeatureActor:
                 others = extractor.together(image, wanted, maps)
             made = {"scale": pa.array(scales, pa.int32()), "window": window_column(windows)}
             return [_map_rows(given, maps), window_rows(schema("windows"), given, made)], others, None
-        if more:
-            features, others, buffer = self._ring.features_and(image, boxes, wanted, clock)
+        if more or known:
+            features, others, buffer = self._ring.features_and(image, boxes, wanted, clock, known)
         else:
             (features, buffer), others = self._ring.features(image, boxes, clock), []
         layout = schema(work.dataset, self._ring.dim, work.metadata)

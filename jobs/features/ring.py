@@ -59,12 +59,20 @@ class ExtractionRing:
             return extractor(image, boxes, out=buffer), buffer
 
     def features_and(
-        self, image: RGB, boxes: Boxes, others: Sequence[Wanted], clock: PhaseClock
+        self,
+        image: RGB,
+        boxes: Boxes,
+        others: Sequence[Wanted],
+        clock: PhaseClock,
+        maps: Mapping[int, NDArray[np.float16]],
     ) -> tuple[RegionFeatures, list[RegionFeatures | ContentError], NDArray[np.float16]]:
-        """The same, and features of other boxes from the same maps, in memory of their own."""
+        """The same, and features of other boxes from the same maps, in memory of their own.
+
+        ``maps``: those that need not be made, by scale.
+        """
         with self.buffer(len(boxes), clock) as buffer, self.computing(clock) as extractor:
             assert isinstance(extractor, RegionExtractor)
-            features, *beside = extractor.together(image, [Wanted(boxes, out=buffer), *others])
+            features, *beside = extractor.together(image, [Wanted(boxes, out=buffer), *others], maps)
             if isinstance(features, ContentError):
                 raise features
             return features, beside, buffer

@@ -11,9 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from jobs.features.shard import ExtractShard
-from jobs.features.stored import pool_maps
+from jobs.features.stored import map_rows, pool_maps
 from jobs.shards.attempt import NotForThis
 from jobs.shards.last_revision import Earlier
 from pipeline.phases import PhaseClock
@@ -58,6 +59,13 @@ class StoredTruth:
         """Its rows, which are not kept any longer."""
         found = self._rows.pop(image_id, None)
         return self._pooled(image_id) if found is None else found
+
+    def maps(self, image_id: str) -> dict[int, NDArray[np.float16]]:
+        """The stored maps of an image that must pass the body, since they have not every scale."""
+        stored = self._work.pooled.get(image_id)
+        with self._clock.phase("read"):
+            tables = list(scan_file(self._root, stored.key, None, [image_id])) if stored is not None else []
+        return dict(map_rows(pa.concat_tables(tables))) if tables else {}
 
     def drop(self) -> None:
         """The shard is committed: its parts have had their use."""

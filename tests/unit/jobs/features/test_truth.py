@@ -54,6 +54,9 @@ def test_a_changed_label_is_pooled_from_stored_maps_without_image_or_body(scene)
     scene.features("windows", "01", IDS, {})
     maps = scene.pooled(IDS)
     expected = scene.rows(scene.alone("ace"))
+    some = scene.actor.extract(scene.work("truth_features", "cc", "abcde", pooled=maps))
+    assert scene.rows(some) == scene.rows(scene.alone("abcde"))
+    assert some.passes == 2, "of b and d, at the scale that is not stored"
     for file in scene.files.values():
         Path(file.uri).unlink()
     made = gather_truth(scene.work("truth_features", "aa", "ace", pooled=maps), scene.root, "test")
