@@ -135,7 +135,7 @@ class Scene:
             shard=shard,
             revision=0,
             images=tuple(self.files[image_id] for image_id in ids),
-            metadata=META,
+            metadata={**META, "method": TRUTH if own else FEATURES},
             proposals=None if own else self.proposals,
             proposals_method=PROPOSED,
             dim=50 * 256,
@@ -147,7 +147,7 @@ class Scene:
     ) -> Commit:
         """A shard of features, and parts of shards of truth beside."""
         parts = tuple(
-            TruthPart(method=TRUTH, shard=key, metadata=META, objects=self.objects_of(own))
+            TruthPart(method=TRUTH, shard=key, metadata={**META, "method": TRUTH}, objects=self.objects_of(own))
             for key, own in truth.items()
         )
         return self.actor.extract(self.work(dataset, shard, ids, truth=parts, **more))

@@ -85,7 +85,8 @@ class Beside:
         rows = np.flatnonzero(~chosen.drawn.flipped & ~stored)
         if not len(rows):
             return []
-        writer = self._writer("training_windows", drawn.method, drawn.shards[image_id], self._work.metadata)
+        metadata = {**self._work.metadata, "method": drawn.method}
+        writer = self._writer("training_windows", drawn.method, drawn.shards[image_id], metadata)
         boxes = chosen.boxes[rows]
 
         def table(made: RegionFeatures) -> pa.Table:
