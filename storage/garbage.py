@@ -168,10 +168,11 @@ def _needs(root: Root, records: Sequence[RunRecord], notes: list[str]) -> dict[t
 
 
 def _is_needed(needed: _Needs, key: str) -> bool:
-    """Whether a run needs one of our files. What lies beside commits and manifests goes with the method as a whole."""
+    """Whether a run needs one of our files. What lies beside commits and manifests goes with the method as a whole.
+
+    A part is needed by none that is complete: it was left by an attempt that was killed, or came too late.
+    """
     kind, _, name = key.split("/", 2)[2].partition("/")
     if needed.whole or kind not in ("data", "commit", "manifest", "part"):
         return True
-    if kind == "part":  # of a dataset that is complete: a leftover of a killed or a losing attempt
-        return False
     return key in needed.manifests if kind == "manifest" else name.rsplit(".", 1)[0] in needed.stems
