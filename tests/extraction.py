@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +129,14 @@ class Scene:
 
     def work(self, dataset: str, shard: str, ids: Sequence[str], **more: Any) -> ExtractShard:
         own = {"objects": self.objects_of(ids)} if dataset == "truth_features" else {}
+        method = more.pop("method", TRUTH if own else FEATURES)
         return ExtractShard(
             dataset=dataset,
-            method=TRUTH if own else FEATURES,
+            method=method,
             shard=shard,
             revision=0,
             images=tuple(self.files[image_id] for image_id in ids),
-            metadata={**META, "method": TRUTH if own else FEATURES},
+            metadata={**META, "method": method},
             proposals=None if own else self.proposals,
             proposals_method=PROPOSED,
             dim=50 * 256,
@@ -159,8 +159,7 @@ class Scene:
 
     def alone(self, ids: Sequence[str]) -> Commit:
         """The shard as it was always made: every image passes the body for it."""
-        work = replace(self.work("truth_features", "ff", ids), method="9" * 12)
-        return self.actor.extract(work)
+        return self.actor.extract(self.work("truth_features", "ff", ids, method="9" * 12))
 
     def pooled(self, ids: Sequence[str]) -> dict[str, StoredMaps]:
         keys = {}

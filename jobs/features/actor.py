@@ -69,7 +69,9 @@ class FeatureActor:
                     if isinstance(self._ring.extractor, RegionExtractor) and len(own):  # without: nothing was read
                         more = beside.of(file.image_id, own, image.shape[:2], self._ring.extractor)
                     maps = stored.maps(file.image_id)
-                    tables, others, buffer = self._rows(work, image, own, columns[file.image_id], more, maps, clock)
+                    tables, others, buffer = self._rows(
+                        work, image, own, columns[file.image_id], more=more, known=maps, clock=clock
+                    )
                     for one, made in zip(more, others, strict=True):
                         if isinstance(made, RegionFeatures):  # else who makes its shard finds out why
                             written.append(one.writer)
@@ -152,6 +154,7 @@ class FeatureActor:
         image: RGB,
         boxes: Boxes,
         given: pa.Table,
+        *,
         more: Sequence[BesideSet],
         known: Mapping[int, NDArray[np.float16]],
         clock: PhaseClock,

@@ -23,7 +23,7 @@ def scene(tmp_path) -> Scene:
 @pytest.mark.parametrize("dataset", ["features", "windows"])
 def test_truth_is_made_beside_features_with_no_pass_of_its_own(scene, dataset):
     """Truth shard aa spans both shards of features, bb lies within one."""
-    plain = scene.actor.extract(replace(scene.work(dataset, "0e", IDS[:2]), method="8" * 12))
+    plain = scene.actor.extract(scene.work(dataset, "0e", IDS[:2], method="8" * 12))
     first = scene.features(dataset, "01", IDS[:2], {"aa": ["a"], "bb": ["b"]})
     assert scene.rows(first) == scene.rows(plain)
     assert first.images == plain.images
