@@ -42,6 +42,7 @@ from jobs.dataset.index import Index
 from jobs.execution.session import RaySession
 from jobs.features.body import load_body
 from jobs.features.driver import works_of
+from jobs.features.passes import Passes
 from jobs.features.shard import ExtractShard
 from jobs.record.invocation import Invocation
 from jobs.record.stage import Assignment, Context
@@ -152,7 +153,7 @@ def _measure(size: int, workers: int, hands: int, fleets: list, folder: Path) ->
     body = load_body(FeaturesConfig(weights="random"))
     with _timed(row, "work_s"):
         found = survey(root, features)
-        works = list(works_of(assignment, body, found))
+        works = list(works_of(assignment, body, Passes(features, METHOD), found))
         for work in works:
             work.needs = None
     row["planned_mb"] = _memory() - before

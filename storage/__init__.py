@@ -7,6 +7,7 @@ Knows neither Ray nor the method. The layout under one root::
                        commit/<shard>.r<rev>.<attempt>.json  written last; what has none does not exist
                        manifest/<digest>.parquet             the winning commits of one set of shards
                        segment/<id>.parquet                  what some commits say; a cache
+                       part/<shard>.<other>.<attempt>.parquet rows of a shard to come, made with another's; a cache
 """
 
 from storage.columns import boxes_of, vectors_of, windows_of

@@ -74,7 +74,8 @@ class Commit(BaseModel):
     """A shard's commit record.
 
     ``images`` gives every image its number of rows, 0 included; images that failed stand in ``ledger`` instead, and
-    those that failed upstream in ``skipped``. ``seconds`` are by phase, ``sha256`` and ``bytes`` are of the data file.
+    those that failed upstream in ``skipped``. ``seconds`` are by phase, ``passes`` how often an image passed the body
+    for it; ``sha256`` and ``bytes`` are of the data file.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -94,6 +95,7 @@ class Commit(BaseModel):
     skipped: tuple[str, ...] = ()
     upstream: tuple[Upstream, ...] = ()
     seconds: dict[str, float] = Field(default_factory=dict)
+    passes: int = 0
     host: str = Field(default_factory=socket.gethostname)
     created: str = Field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
     producer: str = ""

@@ -22,9 +22,10 @@ from storage.schemas import DATASETS
 
 _FILE = re.compile(
     r"(?P<method>[0-9a-f]{12})/(?:(?:data|commit)/[0-9a-f]+\.r\d+\.[0-9a-z-]+\.(?:parquet|json)"
+    r"|part/[0-9a-f]+\.[0-9a-f]+\.[0-9a-z-]+\.parquet"
     r"|manifest/[0-9a-f]{12}\.parquet|(?:segment/[0-9a-f]{32}\.parquet|progress\.json|ray-train/.+))"
 )
-_TEMPORARY = re.compile(r"(?:(?P<method>[0-9a-f]{12})/(?:data|commit|manifest|segment)/)?\..+\.[0-9a-f]{8}\.tmp")
+_TEMPORARY = re.compile(r"(?:(?P<method>[0-9a-f]{12})/(?:data|commit|manifest|segment|part)/)?\..+\.[0-9a-f]{8}\.tmp")
 """What ``Root.staged`` leaves behind when its process is killed."""
 
 _CLOCKS_DIFFER = 3600.0
@@ -167,8 +168,11 @@ def _needs(root: Root, records: Sequence[RunRecord], notes: list[str]) -> dict[t
 
 
 def _is_needed(needed: _Needs, key: str) -> bool:
-    """Whether a run needs one of our files. What lies beside commits and manifests goes with the method as a whole."""
+    """Whether a run needs one of our files. What lies beside commits and manifests goes with the method as a whole.
+
+    A part is needed by none that is complete: it was left by an attempt that was killed, or came too late.
+    """
     kind, _, name = key.split("/", 2)[2].partition("/")
-    if needed.whole or kind not in ("data", "commit", "manifest"):
+    if needed.whole or kind not in ("data", "commit", "manifest", "part"):
         return True
     return key in needed.manifests if kind == "manifest" else name.rsplit(".", 1)[0] in needed.stems

@@ -21,9 +21,12 @@ from storage.damage import DamagedFileError, read_file, reading
 from storage.identity import METHOD_LENGTH, digest, sha256
 from storage.root import Root
 from storage.runs import RunRecord, dataset_record
-from storage.schemas import SCHEMA_VERSION, VERSION_KEY, check_version
+from storage.schemas import VERSION_KEY, check_version
 from storage.segments import names_its_data, read_segments
 from storage.tables import is_as_sealed, sealed, table_of, without_seal
+
+MANIFEST_VERSION = 2
+"""Written into every manifest; the first version did not count passes of the body."""
 
 _SCHEMA = pa.schema(
     [
@@ -40,9 +43,14 @@ _SCHEMA = pa.schema(
         ("failed", pa.int32()),
         ("ledger", pa.string()),
         ("seconds", pa.string()),
+        ("passes", pa.int64()),
     ],
-    metadata={VERSION_KEY: str(SCHEMA_VERSION)},
+    metadata={VERSION_KEY: str(MANIFEST_VERSION)},
 )
+_LAYOUTS = {
+    "1": _SCHEMA.remove(len(_SCHEMA) - 1).with_metadata({VERSION_KEY: "1"}),
+    str(MANIFEST_VERSION): _SCHEMA,
+}
 
 LEDGER_KEYS = frozenset({"image_id", "stage", "type", "message", "level"})
 """What every ledger row says, of any version."""
@@ -68,8 +76,9 @@ class Manifest:
     """The committed files of one dataset and method, in the order of their images.
 
     ``table`` has one row per shard: its commit's name, data key (relative to the method's folder), rows, bytes,
-    SHA-256, number of images, first and last image id, and, as JSON, its ledger and its seconds by phase. ``sha256`` is
-    of its own file; none if it is in memory only.
+    SHA-256, number of images, first and last image id, as JSON its ledger and its seconds by phase, and passes of the
+    body. ``sha256`` is of its own file; none if it is in memory only. ``counts``: its file says how many passes there
+    were; else they are 0.
     """
 
     dataset: str
@@ -77,6 +86,7 @@ class Manifest:
     digest: str
     table: pa.Table
     sha256: str = ""
+    counts: bool = True
 
     @property
     def rows(self) -> int:
@@ -161,6 +171,11 @@ class Manifest:
             raise DamagedFileError(key, "its seconds are no numbers by phase") from error
         return total
 
+    @property
+    def passes(self) -> int:
+        """How often an image passed the body, over all shards."""
+        return _total(self.table, "passes")
+
 
 def manifest_digest(names: Iterable[CommitName]) -> str:
     """Digest of the winning shards and revisions."""
@@ -220,14 +235,20 @@ def read_manifest(root: Root, dataset: str, method: str, ident: str) -> Manifest
         table = table_of(data)
     version = (table.schema.metadata or {}).get(VERSION_KEY.encode())
     if version is not None:
-        check_version(version.decode("ascii", "replace"), key)
-    if version is None or not without_seal(table).schema.equals(_SCHEMA.with_metadata({VERSION_KEY: version}), True):
+        check_version(version.decode("ascii", "replace"), key, MANIFEST_VERSION)
+    layout = _LAYOUTS.get((version or b"").decode("ascii", "replace"))
+    if layout is None or not without_seal(table).schema.equals(layout, True):
         raise DamagedFileError(key, "it is no manifest")
     with reading(key):
         table.validate(full=True)  # version 0.1.0 wrote no checksums: texts may be none
     if is_as_sealed(table, dataset, method) is False:
         raise DamagedFileError(key, "its rows are not those that its digest is of")
-    found = Manifest(dataset, method, ident, without_seal(table), sha256(data))
+    rows = without_seal(table)
+    if layout is not _SCHEMA:
+        rows = rows.append_column(_SCHEMA.field("passes"), _zeros(len(rows)))
+    found = Manifest(
+        dataset, method, ident, rows.replace_schema_metadata(_SCHEMA.metadata), sha256(data), layout is _SCHEMA
+    )
     _check(found, key)
     return found
 
@@ -265,7 +286,13 @@ def _row(commit: Commit) -> dict[str, object]:
         "failed": len(commit.failed),
         "ledger": json.dumps([row.model_dump() for row in commit.ledger]),
         "seconds": json.dumps(commit.seconds),
+        "passes": commit.passes,
     }
+
+
+def _zeros(count: int) -> pa.Array:
+    """So many times 0, without pandas (see ``storage.columns.no_rows``)."""
+    return pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(bytes(8 * count))])
 
 
 def _ids(commit: Commit) -> list[str]:

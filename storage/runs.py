@@ -39,7 +39,8 @@ class DatasetRecord(BaseModel):
     ``manifest_sha256`` is that of the manifest's file; version 0.1.0 did not write it down.
     ``bytes_per_image`` is what its shards were cut by; with the images dataset it tells which shards there should be.
     ``partial``: it leaves out images on purpose (``detect.source: stream``). ``classifier``, of truth_features: digest
-    of the fully connected layers that came with the body's weights.
+    of the fully connected layers that came with the body's weights. ``passes``: how often an image passed the body for
+    it; version 0.1.0 did not count.
     """
 
     stage: str
@@ -54,6 +55,7 @@ class DatasetRecord(BaseModel):
     failed: int = 0
     partial: bool = False
     seconds: dict[str, float] = Field(default_factory=dict)
+    passes: int = 0
     quality: AnyQuality = Field(default_factory=Quality)
     classifier: str = ""
 

@@ -274,9 +274,9 @@ def schema(dataset: str, dim: int | None = None, metadata: Mapping[str, str] | N
     return pa.schema(fields, metadata=labels)
 
 
-def check_version(version: object, where: str) -> None:
+def check_version(version: object, where: str, newest: int = SCHEMA_VERSION) -> None:
     """Raises StorageError unless this software reads ``version`` (of a file or record at ``where``)."""
-    if not (str(version).isdecimal() and str(version).isascii() and 1 <= int(str(version)) <= SCHEMA_VERSION):
+    if not (str(version).isdecimal() and str(version).isascii() and 1 <= int(str(version)) <= newest):
         raise StorageError(
-            f"{where} has schema version {version}, this software reads up to {SCHEMA_VERSION}; update spp-pipeline"
+            f"{where} has schema version {version}, this software reads up to {newest}; update spp-pipeline"
         )

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.commits import Commit, CommitName, LedgerRow, Upstream, commit_key, data_key, new_attempt, write_commit
+from storage.parts import part_key
 from storage.root import Root
 from storage.schemas import BULK_COLUMNS, METHOD_KEY, SHARD_KEY
 
@@ -35,7 +36,8 @@ _DICTIONARY = ("image_id", "class_name", "method", "scale")
 class ShardWriter:
     """Context manager that writes one attempt at one shard. Without ``commit`` nothing is left behind.
 
-    Images come in sorted order, each once. Vectors: zstd level 1, no dictionary, no statistics.
+    Images come in sorted order, each once. Vectors: zstd level 1, no dictionary, no statistics. ``source``: it is a
+    part of the shard, made with that shard of another dataset (``storage.parts``); ``publish`` it, and commit nothing.
     """
 
     def __init__(
@@ -48,11 +50,15 @@ class ShardWriter:
         *,
         revision: int = 0,
         attempt: str | None = None,
+        source: str | None = None,
     ) -> None:
         self.root = root
         self.dataset = dataset
         self.method = method
         self.name = CommitName(shard, revision, attempt or new_attempt())
+        self._key = data_key(dataset, method, self.name)
+        if source is not None:
+            self._key = part_key(dataset, method, shard, source, self.name.attempt)
         self.images: dict[str, int] = {}
         self.bytes = 0
         identity = {METHOD_KEY: method, SHARD_KEY: shard}
@@ -61,8 +67,7 @@ class ShardWriter:
         self._groups = 0
 
     def __enter__(self) -> ShardWriter:
-        key = data_key(self.dataset, self.method, self.name)
-        self._path: Path = self._stack.enter_context(self.root.staged(key))
+        self._path: Path = self._stack.enter_context(self.root.staged(self._key))
         self._file = _HashedFile(self._path)
         plain = [field.name for field in self._schema if field.name not in BULK_COLUMNS]
         self._parquet = pq.ParquetWriter(
@@ -112,21 +117,12 @@ class ShardWriter:
         skipped: Sequence[str] = (),
         upstream: Sequence[Upstream] = (),
         seconds: dict[str, float] | None = None,
+        passes: int = 0,
         producer: str = "",
     ) -> Commit:
         """Close the file, check its footer, publish it, then publish its commit, which is returned."""
-        self._parquet.close()
-        self._file.close()
-        rows = sum(self.images.values())
-        footer = pq.read_metadata(self._path)
-        if (footer.num_rows, footer.num_row_groups) != (rows, self._groups):
-            raise OSError(
-                f"{self._path} has {footer.num_rows} rows in {footer.num_row_groups} groups after writing {rows}"
-            )
-        self.bytes = self._file.size
-        start = time.perf_counter()
-        self._stack.close()  # publishes the data
-        timed = {**(seconds or {}), "write": time.perf_counter() - start}
+        rows = self.publish()
+        timed = {**(seconds or {}), "write": self._write_seconds}
         record = Commit(
             dataset=self.dataset,
             method=self.method,
@@ -142,10 +138,30 @@ class ShardWriter:
             skipped=tuple(skipped),
             upstream=tuple(upstream),
             seconds={phase: round(value, 4) for phase, value in timed.items()},
+            passes=passes,
             producer=producer,
         )
         write_commit(self.root, record)
         return record
+
+    def publish(self) -> int:
+        """Close the file, check its footer and publish it: what ``commit`` does first, and all that a part needs.
+
+        Returns the number of its rows.
+        """
+        self._parquet.close()
+        self._file.close()
+        rows = sum(self.images.values())
+        footer = pq.read_metadata(self._path)
+        if (footer.num_rows, footer.num_row_groups) != (rows, self._groups):
+            raise OSError(
+                f"{self._path} has {footer.num_rows} rows in {footer.num_row_groups} groups after writing {rows}"
+            )
+        self.bytes = self._file.size
+        start = time.perf_counter()
+        self._stack.close()
+        self._write_seconds = time.perf_counter() - start
+        return rows
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

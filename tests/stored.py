@@ -62,12 +62,13 @@ def commit_features(
     layout: pa.Schema = FEATURES,
     ledger: Sequence[LedgerRow] = (),
     skipped: Sequence[str] = (),
+    passes: int = 0,
 ) -> Commit:
     """One shard of ``features`` with so many rows of each image."""
     with ShardWriter(root, "features", method, shard, layout, revision=revision, attempt=attempt) as writer:
         for image_id, count in sorted(counts.items()):
             writer.write_image(image_id, feature_rows(image_id, count, layout) if count else None)
-        return writer.commit(ledger=ledger, skipped=skipped)
+        return writer.commit(ledger=ledger, skipped=skipped, passes=passes)
 
 
 def commit_images(root: Root, shard: str, image_ids: Sequence[str], ledger: Sequence[LedgerRow] = ()) -> Commit:

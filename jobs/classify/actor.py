@@ -68,7 +68,7 @@ class ViewActor:
             self._feed.each(files, make, stage="classify", ledger=ledger, clock=clock)
             if work.trial.alone is not None:
                 return None
-            return writer.commit(ledger=ledger, seconds=clock.seconds, producer=self._producer)
+            return writer.commit(ledger=ledger, seconds=clock.seconds, passes=clock.passes, producer=self._producer)
 
     def _layers(self, work: ViewShard, image: RGB, clock: PhaseClock) -> dict[tuple[str, str], LayerValues]:
         """(view, layer) to values."""

@@ -54,11 +54,15 @@ def status(
             f"{e.note_count}",
             f"{e.rows:,}",
             in_bytes(e.bytes),
+            f"{e.passes:,}" if e.passes else "",
             in_seconds(e.seconds),
         )
         for e in entries
     ]
-    columns = "stage", "dataset", "method", "state", "images", "failed", "notes", "rows", "bytes", "worker seconds"
+    columns = (
+        *("stage", "dataset", "method", "state", "images", "failed", "notes", "rows", "bytes"),
+        *("passes", "worker seconds"),
+    )
     print_table(columns, rows, 4)
     print_quality(record)
     print_metrics(metrics_of(record))

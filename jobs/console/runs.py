@@ -26,11 +26,13 @@ def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
             f"{entry.failed}",
             f"{entry.rows:,}",
             in_bytes(entry.bytes),
+            f"{entry.passes:,}" if entry.passes else "",
             ", ".join(f"{phase} {in_seconds(s)}" for phase, s in entry.seconds.items() if s >= 0.05),
         )
         for name, entry in record.datasets.items()
     ]
-    print_table(("stage", "dataset", "state", "images", "failed", "rows", "bytes", "worker seconds"), rows, 3, 7)
+    columns = "stage", "dataset", "state", "images", "failed", "rows", "bytes", "passes", "worker seconds"
+    print_table(columns, rows, 3, 8)
     print_quality(record)
     print_metrics(metrics_of(record))
     failed = print_failed(root, record)

@@ -77,7 +77,9 @@ def commit_found(
     )
     with work.writer("detections", table.schema) as writer:
         writer.write_shard(table, {i: len(found[i].scores) if i in found else 0 for i in present})
-        return writer.commit(ledger=ledger, skipped=sorted(work.failed), seconds=clock.seconds, producer=PRODUCER)
+        return writer.commit(
+            ledger=ledger, skipped=sorted(work.failed), seconds=clock.seconds, passes=clock.passes, producer=PRODUCER
+        )
 
 
 def _vectors(

@@ -18,17 +18,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jobs.dataset.image_file import ImageFile
+from jobs.features.beside import Beside, BesideSet, feature_columns
 from jobs.features.ring import BUFFERS, ExtractionRing
 from jobs.features.shard import ActorSettings, ExtractShard
+from jobs.features.truth import StoredTruth, by_image, window_rows
 from jobs.shards.last_revision import Earlier
 from pipeline.boxes import Boxes
-from pipeline.features.regions import RegionExtractor
+from pipeline.errors import ContentError
+from pipeline.features.regions import RegionExtractor, RegionFeatures
 from pipeline.images.decode import RGB
 from pipeline.phases import PhaseClock
-from storage.columns import box_column, boxes_of, map_column, no_rows, vector_column, window_column
+from storage.columns import boxes_of, map_column, no_rows, window_column
 from storage.commits import Commit, data_key, read_commits
 from storage.scan import scan_file
-from storage.schemas import VECTOR_COLUMN, schema
+from storage.schemas import schema
 from storage.writer import ShardWriter
 
 
@@ -46,19 +49,34 @@ class FeatureActor:
         root, trial = self._settings.root, work.trial
         earlier = Earlier(root, work.method, trial)
         boxes, columns, skipped = self._boxes(work, clock)
+        stored = StoredTruth(root, work, columns, earlier.images, clock)
+        beside = Beside(root, work, self._ring.dim)
         ledger = trial.ledger("extract")
         files = [file for file in trial.images(work.images) if file.image_id not in skipped]
         with ThreadPoolExecutor(1) as encoder, ExitStack() as stack:
             writers = [stack.enter_context(writer) for writer in self._writers(work)]
+            stack.enter_context(beside)
             pending: deque[Future[None]] = deque()
 
             def make(file: ImageFile, image: RGB) -> None:
-                buffer = None
+                buffer, written = None, list(writers)
                 if file.image_id in earlier.images:
                     tables = [earlier.rows(writer.dataset, file.image_id) for writer in writers]
+                elif file.image_id in stored.images:
+                    tables = [stored.rows(file.image_id)]
                 else:
-                    tables, buffer = self._rows(work, image, boxes[file.image_id], columns[file.image_id], clock)
-                pending.append(encoder.submit(self._encode, writers, file.image_id, tables, buffer, clock))
+                    own, more = boxes[file.image_id], []
+                    if isinstance(self._ring.extractor, RegionExtractor) and len(own):  # without: nothing was read
+                        more = beside.of(file.image_id, own, image.shape[:2], self._ring.extractor)
+                    maps = stored.maps(file.image_id)
+                    tables, others, buffer = self._rows(
+                        work, image, own, columns[file.image_id], more=more, known=maps, clock=clock
+                    )
+                    for one, made in zip(more, others, strict=True):
+                        if isinstance(made, RegionFeatures):  # else who makes its shard finds out why
+                            written.append(one.writer)
+                            tables.append(one.rows(made))
+                pending.append(encoder.submit(self._encode, written, file.image_id, tables, buffer, clock))
                 del tables, buffer
                 while pending and (pending[0].done() or len(pending) >= BUFFERS):
                     pending.popleft().result()
@@ -66,7 +84,12 @@ class FeatureActor:
             without = {image_id for image_id, own in boxes.items() if len(own) == 0}
             try:
                 self._feed.each(
-                    files, make, stage="extract", ledger=ledger, clock=clock, unread=without.union(earlier.images)
+                    files,
+                    make,
+                    stage="extract",
+                    ledger=ledger,
+                    clock=clock,
+                    unread=without.union(earlier.images, stored.images),
                 )
             finally:
                 for future in pending:
@@ -75,14 +98,17 @@ class FeatureActor:
                 future.result()
             if trial.alone is not None:
                 return None
+            beside.publish()  # before the commit that says that these images need no further pass
             for writer in writers:  # the maps before the windows, whose commit says that both are there
                 commit = writer.commit(
                     ledger=ledger,
                     skipped=skipped,
                     upstream=work.upstream(),
                     seconds=clock.seconds if writer is writers[-1] else {},
+                    passes=clock.passes if writer is writers[-1] else 0,
                     producer=self._settings.producer,
                 )
+            stored.drop()
             return commit
 
     def _writers(self, work: ExtractShard) -> list[ShardWriter]:
@@ -108,7 +134,7 @@ class FeatureActor:
         with clock.phase("read"):
             if work.dataset == "truth_features":
                 assert work.objects is not None
-                tables = _by_image(work.objects, [file.image_id for file in work.images])
+                tables = by_image(work.objects, [file.image_id for file in work.images])
                 skipped: tuple[str, ...] = ()
             else:
                 assert work.proposals is not None
@@ -119,27 +145,39 @@ class FeatureActor:
                 skipped = tuple(image_id for image_id in ids if image_id in failed)
                 key = data_key("proposals", method, work.proposals)
                 groups = list(scan_file(root, key, ["image_id", "proposal_id", "box"], ids))
-                tables = _by_image(pa.concat_tables(groups) if groups else _no_proposals(), ids)
+                tables = by_image(pa.concat_tables(groups) if groups else _no_proposals(), ids)
         return {image_id: boxes_of(table["box"]) for image_id, table in tables.items()}, tables, skipped
 
     def _rows(
-        self, work: ExtractShard, image: RGB, boxes: Boxes, given: pa.Table, clock: PhaseClock
-    ) -> tuple[list[pa.Table], NDArray[np.float16] | None]:
-        """One image's rows for each writer, and the buffer of the ring that they lie in."""
+        self,
+        work: ExtractShard,
+        image: RGB,
+        boxes: Boxes,
+        given: pa.Table,
+        *,
+        more: Sequence[BesideSet],
+        known: Mapping[int, NDArray[np.float16]],
+        clock: PhaseClock,
+    ) -> tuple[list[pa.Table], list[RegionFeatures | ContentError], NDArray[np.float16] | None]:
+        """One image's rows for each writer; what else is wanted of its maps; the buffer that the first ones lie in.
+
+        ``known``: maps of it that need not be made, by scale.
+        """
+        wanted = [one.wanted for one in more]
         if work.dataset == "windows":
             with self._ring.computing(clock) as extractor:
                 assert isinstance(extractor, RegionExtractor)
                 scales, windows = extractor.windows(boxes, image.shape[0], image.shape[1])
                 maps = extractor.conv_maps(image, scales)
+                others = extractor.together(image, wanted, maps)
             made = {"scale": pa.array(scales, pa.int32()), "window": window_column(windows)}
-            return [_map_rows(given, maps), _window_rows(schema("windows"), given, made)], None
-        features, buffer = self._ring.features(image, boxes, clock)
-        made = {
-            "scale": pa.array(features.scales, pa.int32()),
-            "window": window_column(features.windows),
-            VECTOR_COLUMN: vector_column(features.vectors),
-        }
-        return [_window_rows(schema(work.dataset, self._ring.dim, work.metadata), given, made)], buffer
+            return [_map_rows(given, maps), window_rows(schema("windows"), given, made)], others, None
+        if more or known:
+            features, others, buffer = self._ring.features_and(image, boxes, wanted, clock, known)
+        else:
+            (features, buffer), others = self._ring.features(image, boxes, clock), []
+        layout = schema(work.dataset, self._ring.dim, work.metadata)
+        return [window_rows(layout, given, feature_columns(features))], others, buffer
 
     def _encode(
         self,
@@ -160,23 +198,6 @@ class FeatureActor:
 
 def _no_proposals() -> pa.Table:
     return no_rows(schema("proposals")).select(["image_id", "proposal_id", "box"])
-
-
-def _by_image(table: pa.Table, image_ids: list[str]) -> dict[str, pa.Table]:
-    """The rows of each image; the table is sorted by image."""
-    ids = table["image_id"].to_numpy(zero_copy_only=False)
-    first = np.searchsorted(ids, image_ids, side="left") if len(ids) else [0] * len(image_ids)
-    last = np.searchsorted(ids, image_ids, side="right") if len(ids) else [0] * len(image_ids)
-    return {i: table.slice(int(a), int(b - a)) for i, a, b in zip(image_ids, first, last, strict=True)}
-
-
-def _window_rows(layout: pa.Schema, given: pa.Table, made: Mapping[str, pa.Array]) -> pa.Table:
-    """Rows of windows or features: the columns of the boxes, and what was made of them."""
-    columns = [
-        made[name] if name in made else box_column(boxes_of(given[name])) if name == "box" else given[name]
-        for name in layout.names
-    ]
-    return pa.table(columns, schema=layout)
 
 
 def _map_rows(given: pa.Table, maps: Mapping[int, NDArray[np.float16]]) -> pa.Table:

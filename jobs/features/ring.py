@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -16,7 +16,8 @@ from jobs.config.features import FeaturesConfig
 from jobs.features.shard import ActorSettings
 from pipeline.bodies import Body, body_spec
 from pipeline.boxes import Boxes
-from pipeline.features.regions import RegionExtractor, RegionFeatures
+from pipeline.errors import ContentError
+from pipeline.features.regions import RegionExtractor, RegionFeatures, Wanted
 from pipeline.features.warping import WarpExtractor
 from pipeline.images.decode import RGB
 from pipeline.phases import PhaseClock
@@ -56,6 +57,25 @@ class ExtractionRing:
         """Features of one image, and the buffer that their vectors lie in; it must be given back."""
         with self.buffer(len(boxes), clock) as buffer, self.computing(clock) as extractor:
             return extractor(image, boxes, out=buffer), buffer
+
+    def features_and(
+        self,
+        image: RGB,
+        boxes: Boxes,
+        others: Sequence[Wanted],
+        clock: PhaseClock,
+        maps: Mapping[int, NDArray[np.float16]],
+    ) -> tuple[RegionFeatures, list[RegionFeatures | ContentError], NDArray[np.float16]]:
+        """The same, and features of other boxes from the same maps, in memory of their own.
+
+        ``maps``: those that need not be made, by scale.
+        """
+        with self.buffer(len(boxes), clock) as buffer, self.computing(clock) as extractor:
+            assert isinstance(extractor, RegionExtractor)
+            features, *beside = extractor.together(image, [Wanted(boxes, out=buffer), *others], maps)
+            if isinstance(features, ContentError):
+                raise features
+            return features, beside, buffer
 
     @contextmanager
     def buffer(self, count: int, clock: PhaseClock) -> Iterator[NDArray[np.float16]]:

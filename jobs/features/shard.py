@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,11 +11,37 @@ from jobs.shards.attempt import Trial
 from storage.commits import CommitName, Upstream
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from jobs.dataset.image_file import ImageFile
+    from jobs.features.drawing import DrawnParts
     from jobs.features.image_feed import ImageFeed
     from storage.root import Root
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruthPart:
+    """The part of a missing shard of ``truth_features`` whose images are among those of a shard of features.
+
+    ``objects``: as in ``ExtractShard``, of these images.
+    """
+
+    method: str
+    shard: str
+    metadata: dict[str, str]
+    objects: pa.Table
+
+
+@dataclass(frozen=True)
+class StoredMaps:
+    """Where the conv maps of an image are stored, and what is to be pooled from them: a row of ``scales``, int32 (N,),
+    and ``windows``, int16 (N, 4), for each of its annotated boxes."""
+
+    key: str
+    scales: NDArray[np.int32]
+    windows: NDArray[np.int16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +51,9 @@ class ExtractShard:
     ``proposals``: the commit of the proposals to pool, for ``features`` and ``windows`` (with which ``maps`` are
     made). ``objects``: the ground truth, columns as in the objects dataset, for ``truth_features``. ``windows``: the
     commit of the windows to make vectors of with those of ``maps``, where neither image nor body is needed.
-    ``dim``: length of the vectors.
+    ``dim``: length of the vectors. ``truth``: what to make of ``truth_features`` beside features or windows, since the
+    maps are at hand, and ``drawn`` of ``training_windows``. ``pooled``: of ``truth_features``, the images whose maps
+    are stored.
     """
 
     dataset: Literal["features", "windows", "truth_features"]
@@ -39,6 +68,9 @@ class ExtractShard:
     windows: CommitName | None = None
     maps: CommitName | None = None
     dim: int = 0
+    truth: tuple[TruthPart, ...] = ()
+    drawn: DrawnParts | None = None
+    pooled: Mapping[str, StoredMaps] = field(default_factory=dict)
     trial: Trial = field(default_factory=Trial)
 
     def upstream(self) -> tuple[Upstream, ...]:

@@ -56,8 +56,6 @@ def _planned(context: Context) -> Iterator[ShardedDataset]:
     body = identify_body(config.features)
     vector_bytes = 2 * vector_length(config.features, body)
     images = context.record.datasets["images"].method
-    method = truth_method(config.features, body.digest, images)
-    yield _truth(context, method, TRUTH_BOXES_PER_IMAGE * vector_bytes, body.classifier)
     yield _features(
         context,
         "windows" if config.features.store == "maps" else "features",
@@ -67,23 +65,43 @@ def _planned(context: Context) -> Iterator[ShardedDataset]:
         # those of the test splits may pass by unstored
         partial=config.detect.source == "stream",
     )
+    # after the features, from whose maps they are pooled
+    method = truth_method(config.features, body.digest, images)
+    yield _truth(context, method, TRUTH_BOXES_PER_IMAGE * vector_bytes, body.classifier)
 
 
 def _recorded(context: Context) -> Iterator[ShardedDataset]:
     datasets, proposals = context.record.datasets, context.sharded.get("proposals")
-    if "truth_features" in datasets:
-        entry = datasets["truth_features"]
-        yield _truth(context, entry.method, entry.bytes_per_image, entry.classifier)
     for name in ("windows", "features"):
         if name in datasets and proposals is not None:
             entry = datasets[name]
             yield _features(context, name, entry.method, entry.bytes_per_image, proposals, entry.partial)
+    if "truth_features" in datasets:
+        entry = datasets["truth_features"]
+        yield _truth(context, entry.method, entry.bytes_per_image, entry.classifier)
 
 
 def _makers(assignment: Assignment, surveys: Sequence[Survey]) -> list[ShardMaker]:
     from jobs.features.driver import makers_of
 
     return makers_of(assignment, surveys)
+
+
+def _passing(context: Context, surveys: Mapping[str, Survey]) -> dict[str, int]:
+    from jobs.features.passes import Passes, is_from_maps
+    from storage.commits import winners
+
+    if len(surveys) < 2:
+        return {}
+    pooled, truths = surveys.values()
+    passes = Passes.of(context.root, context.config.features, pooled, truths)
+    annotated = frozenset(context.index.objects["image_id"].to_pylist())
+    windows = winners(context.root, "windows", pooled.dataset.method)
+    made = (s for s, revision in pooled.todo if not is_from_maps(pooled, s, revision, windows))
+    return {
+        pooled.dataset.name: sum(len(shard.image_ids) for shard in made),
+        "truth_features": sum(len(passes.alone(shard, annotated)) for shard, _ in truths.todo),
+    }
 
 
 EXTRACT = Stage(
@@ -93,5 +111,6 @@ EXTRACT = Stage(
     planned=_planned,
     recorded=_recorded,
     reads_images=lambda config: True,
+    passing=_passing,
     makers=_makers,
 )

@@ -112,6 +112,12 @@ class FeatureShard:
                 vectors = pool_maps(table, maps, levels)
             yield image_id, table["proposal_id"].to_numpy()[rows].astype(np.int64), vectors
 
+    def maps_of(self, image_id: str) -> dict[int, NDArray[np.float16]]:
+        """The conv maps (height, width, channels) of an image, by scale. Of a shard that stores maps."""
+        assert self.maps is not None
+        tables = list(scan_file(self.root, self.maps, None, [image_id]))
+        return dict(map_rows(pa.concat_tables(tables))) if tables else {}
+
     def _levels(self) -> list[int]:
         return [int(level) for level in file_metadata(self.root, self.key)["levels"].split(",")]
 
@@ -166,12 +172,18 @@ def pool_maps(
     places = windows_of(windows["window"])
     dim = maps["channels"][0].as_py() * pyramid.bin_count(levels)
     vectors = np.empty((len(windows), dim), np.float16) if out is None else out[: len(windows)]
+    for scale, values in map_rows(maps):
+        rows = np.flatnonzero(scales == scale)
+        pyramid.pool(values, places[rows], levels, threads=threads, out=vectors, rows=rows)
+    return vectors
+
+
+def map_rows(maps: pa.Table) -> Iterator[tuple[int, NDArray[np.float16]]]:
+    """Scale and conv map (height, width, channels) of each row of ``maps``, over its own memory."""
     for row in range(len(maps)):
         height, width, channels = (maps[name][row].as_py() for name in ("height", "width", "channels"))
         values = maps[MAP_COLUMN][row].values.to_numpy(zero_copy_only=True).reshape(height, width, channels)
-        rows = np.flatnonzero(scales == maps["scale"][row].as_py())
-        pyramid.pool(values, places[rows], levels, threads=threads, out=vectors, rows=rows)
-    return vectors
+        yield maps["scale"][row].as_py(), values
 
 
 def with_vectors(windows: pa.Table, vectors: NDArray[np.float16]) -> pa.Table:

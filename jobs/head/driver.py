@@ -14,7 +14,9 @@ from jobs.errors import UsageError
 from jobs.execution.training import Training, run_training, training_threads
 from jobs.features.body import LoadedBody, load_body
 from jobs.features.crew import actor_crew
+from jobs.features.drawing import parts_method
 from jobs.features.method import file_metadata
+from jobs.features.stored import feature_shards
 from jobs.head.worker import TrainHead, described, initial_head, publish_head, train_head
 from jobs.proposals.stored import failed_in
 from jobs.record.stage import Assignment
@@ -26,7 +28,8 @@ from jobs.shards.survey import ShardedDataset
 from pipeline.bodies import load_classifier
 from pipeline.bodies.classifier import Classifier
 from storage.manifest import recorded_manifest
-from storage.runs import hold
+from storage.parts import parts_of
+from storage.runs import dataset_record, hold
 from storage.shards import Shard
 
 
@@ -41,6 +44,12 @@ def make_windows(assignment: Assignment, planned: ShardedDataset) -> None:
     files, proposed = image_files(index), recorded_manifest(root, record, "proposals").files
     failed = failed_in(root, record, ("proposals",))  # whose manifest the method id hashes; others are tried here
     metadata = file_metadata(config.features, body, planned.method, PRODUCER)
+    warped = config.features.source == "warp"  # whose windows share no map, and are made as they always were
+    pooled = [] if warped else feature_shards(root, record)
+    truths = recorded_manifest(root, record, "truth_features")
+    truth = [] if warped else truths.files
+    drawn = parts_method(config.finetune, dataset_record(record, "proposals").method, truths.method)
+    parts = parts_of(root, planned.name, drawn)
 
     def make(shard: Shard, attempt: ShardAttempt) -> WindowShard:
         ids = shard.image_ids
@@ -53,6 +62,9 @@ def make_windows(assignment: Assignment, planned: ShardedDataset) -> None:
             class_names=names,
             config=config.finetune,
             metadata=metadata,
+            features=tuple(part for part in pooled if part.holds_any(ids)),
+            truth=tuple(file.key for file in truth if file.may_hold(ids)),
+            parts=tuple(parts.get(shard.key, ())),
         )
 
     def crew() -> ActorCrew:

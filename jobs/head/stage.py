@@ -60,6 +60,7 @@ FINETUNE = Stage(
     wanted=lambda config: config.needs_head,
     left_out=lambda config: () if config.finetunes else ("training_windows",),
     reads_images=lambda config: True,
+    passing=lambda context, surveys: {"training_windows": None},  # those that are mirrored, of whatever is drawn
     check=_check_body,
     foresee=_foresee,
     make=_make,

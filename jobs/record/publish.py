@@ -52,4 +52,5 @@ def entry_of(stage: str, manifest: Manifest) -> DatasetRecord:
         images=manifest.images,
         failed=manifest.failed,
         seconds=manifest.seconds,
+        passes=manifest.passes,
     )

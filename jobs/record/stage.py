@@ -6,7 +6,7 @@ them, so whatever it takes to name, cut or make something is imported where it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -110,6 +110,8 @@ class Stage:
     """Raises UsageError if it cannot be done, before it is looked up whether it is done."""
     foresee: Callable[[Context], Iterator[str]] = lambda context: iter(())
     """What the index alone tells of it, before anything is made: notes. UsageError if nothing would come of it."""
+    passing: Callable[[Context, Mapping[str, Survey]], Mapping[str, int | None]] = lambda context, surveys: {}
+    """Dataset to how many images would pass the body for it, of those whose shards are to be made; None: who knows."""
     makers: Callable[[Assignment, Sequence[Survey]], list[ShardMaker]] | None = None
     make: Callable[[Assignment, ShardedDataset], None] | None = None
     """Commits one of its ``planned`` datasets that is not there yet, or not all of it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from jobs.console.grid import Grid, Rows, Tables
@@ -33,12 +33,17 @@ _COMPRESSED = 0.5
 """Share that zstd leaves of feature vectors, where nothing has been measured yet (research: 0.30 to 0.53)."""
 
 
+_OF_A_PASS = ("decode", "conv", "transfer")
+"""Phases that an image takes only if it passes the body."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedDataset:
     """What is there and to do of one dataset.
 
     ``bytes`` and ``seconds`` are expected for what is to do: from the commits of this method, else of another method
-    of the dataset, else (bytes only) from the sizes; ``seconds`` are of one worker, ``phases`` their parts.
+    of the dataset, else (bytes only) from the sizes; ``seconds`` are of one worker, ``phases`` their parts. ``passes``:
+    how often an image is expected to pass the body for it, as often per image as for those that are there.
     """
 
     stage: str
@@ -50,6 +55,7 @@ class PlannedDataset:
     bytes: int | None = None
     seconds: float | None = None
     phases: dict[str, float] | None = None
+    passes: int | None = 0
 
 
 def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
@@ -86,31 +92,20 @@ def plan(invocation: Invocation, stages: Sequence[str]) -> list[PlannedDataset]:
 
 def _of_stage(stage: Stage, context: Context, surveys: dict[str, Survey]) -> list[PlannedDataset]:
     """A stage's datasets. Their method ids are not known before what is upstream of them is there."""
-    planned = []
+    incomplete = False
+    own: dict[str, Survey] = {}
     try:
         for dataset in stage.planned(context):
             context.sharded[dataset.name] = dataset
-            found = surveys[dataset.name] = survey_after(context.root, dataset, surveys)
-            images = sum(len(shard.image_ids) for shard, _ in found.todo)
-            size, phases = _cost(context.root, dataset, images) if dataset.bytes_per_image else (None, None)
-            planned.append(
-                PlannedDataset(
-                    stage=stage.name,
-                    dataset=dataset.name,
-                    method=dataset.method,
-                    shards=len(dataset.shards),
-                    shards_done=len(found.done),
-                    images_to_do=images,
-                    bytes=size,
-                    seconds=None if phases is None else round(sum(phases.values()), 1),
-                    phases=phases,
-                )
-            )
+            found = surveys[dataset.name] = own[dataset.name] = survey_after(context.root, dataset, surveys)
             if found.complete:
                 entry = dataset.entry()
                 entry.manifest = manifest_digest(found.done.values())
                 context.record.datasets.update(dict.fromkeys(dataset.names, entry))
     except StorageError:
+        incomplete = True
+    planned = list(_expected(stage, context, own))
+    if incomplete:
         there = {entry.dataset for entry in planned}.union(stage.left_out(context.config))
         images = len(stage.images(context))
         planned += [
@@ -121,11 +116,52 @@ def _of_stage(stage: Stage, context: Context, surveys: dict[str, Survey]) -> lis
                 shards=1,
                 shards_done=0,
                 images_to_do=images,
+                passes=stage.passing(context, {}).get(name, 0),
             )
             for name in stage.datasets
             if name not in there
         ]
     return planned
+
+
+def _expected(stage: Stage, context: Context, surveys: Mapping[str, Survey]) -> Iterator[PlannedDataset]:
+    """What is there and to do of some of a stage's datasets, and what that should cost."""
+    if not surveys:
+        return
+    passing = stage.passing(context, surveys)
+    samples = {
+        name: _sample(context.root, name, found.dataset.method)
+        for name, found in surveys.items()
+        if found.dataset.bytes_per_image and any(one.todo for one in surveys.values())
+    }
+    others = [commit for sample in samples.values() for commit in sample]
+    for name, found in surveys.items():
+        dataset = found.dataset
+        images = sum(len(shard.image_ids) for shard, _ in found.todo)
+        size: int | None = None
+        phases: dict[str, float] | None = None
+        passes: int | None = 0
+        if dataset.bytes_per_image:
+            size, phases = _cost(dataset, samples.get(name, []), images)
+            if (count := passing.get(name)) is not None:
+                phases, passes = _with_passes(phases, count, samples.get(name, []), others)
+                features = context.config.features
+                if passes is None and features.source == "windows" and len(features.scales) == 1:
+                    passes = count
+        if images and passing.get(name, 0) is None:
+            passes = None
+        yield PlannedDataset(
+            stage=stage.name,
+            dataset=name,
+            method=dataset.method,
+            shards=len(dataset.shards),
+            shards_done=len(found.done),
+            images_to_do=images,
+            bytes=size,
+            seconds=None if phases is None else round(sum(phases.values()), 1),
+            phases=phases,
+            passes=passes,
+        )
 
 
 def report(invocation: Invocation, until: str | None, gpus: int, cpus: int | None) -> Tables:
@@ -137,12 +173,13 @@ def report(invocation: Invocation, until: str | None, gpus: int, cpus: int | Non
     measurable = [entry for entry in planned if entry.stage in ("propose", "extract")]
     left = ((e.dataset, e.images_to_do, e.bytes, e.phases) for e in measurable)
     expected = forecast(left, gpus, cpus or (8 * gpus or os.cpu_count() or 1))
-    titles = ("shards done", "images to do", "bytes", "worker seconds")
+    titles = ("shards done", "images to do", "bytes", "passes", "worker seconds")
     rows: Rows = {
         (entry.stage, entry.dataset, entry.method): {
             "shards done": f"{entry.shards_done} of {entry.shards}",
             "images to do": f"{entry.images_to_do}",
             "bytes": "?" if entry.bytes is None and entry.images_to_do else in_bytes(entry.bytes or 0),
+            "passes": "?" if entry.passes is None else f"{entry.passes:,}" if entry.passes else "",
             "worker seconds": "?" if entry.seconds is None and entry.images_to_do else in_seconds(entry.seconds or 0),
         }
         for entry in planned
@@ -175,12 +212,11 @@ def _in_words(expected: Forecast) -> Iterator[str]:
         )
 
 
-def _cost(root: Root, dataset: ShardedDataset, images: int) -> tuple[int | None, dict[str, float] | None]:
-    """Bytes and seconds by phase expected for ``images`` images."""
+def _cost(dataset: ShardedDataset, sample: Sequence[Commit], images: int) -> tuple[int | None, dict[str, float] | None]:
+    """Bytes and seconds by phase expected for ``images`` images, from a ``sample`` of commits."""
     if not images:
         return 0, {}
-    commits = _sample(root, dataset.name, dataset.method)
-    measured = [commit for commit in commits if commit.images]
+    measured = [commit for commit in sample if commit.images]
     count = sum(len(commit.images) for commit in measured)
     if not count:
         bound = dataset.bytes_per_image * images
@@ -192,6 +228,26 @@ def _cost(root: Root, dataset: ShardedDataset, images: int) -> tuple[int | None,
                 seconds[phase] += value
     phases = {phase: round(value * images / count, 2) for phase, value in seconds.items()}
     return sum(c.bytes for c in measured) * images // count, phases
+
+
+def _with_passes(
+    phases: dict[str, float] | None, passing: int, sample: Sequence[Commit], others: Sequence[Commit]
+) -> tuple[dict[str, float] | None, int | None]:
+    """The seconds with those of ``passing`` images that pass the body, whatever the ``sample`` did; and the passes.
+
+    From the commits of the sample that passed it, else from ``others``; None where there is neither.
+    """
+    if not passing:
+        return {phase: value for phase, value in (phases or {}).items() if phase not in _OF_A_PASS}, 0
+    passed = [commit for commit in sample if "conv" in commit.seconds and commit.images]
+    passed = passed or [commit for commit in others if "conv" in commit.seconds and commit.images]
+    images = sum(len(commit.images) for commit in passed)
+    if not images:
+        return phases, None
+    body = {phase: sum(commit.seconds.get(phase, 0.0) for commit in passed) for phase in _OF_A_PASS}
+    known = {phase: round(value * passing / images, 2) for phase, value in body.items() if value}
+    counted = sum(commit.passes for commit in passed)
+    return {**(phases or {}), **known}, round(counted * passing / images) or None
 
 
 def _sample(root: Root, dataset: str, method: str) -> list[Commit]:

@@ -27,7 +27,7 @@ from storage.runs import RunRecord
 class DatasetStatus:
     """One dataset of a run. ``state``: complete, k of n shards, missing, or behind its upstream.
 
-    ``notes``: by stage and type.
+    ``passes``: how often an image passed the body for it. ``notes``: by stage and type.
     """
 
     stage: str
@@ -39,6 +39,7 @@ class DatasetStatus:
     rows: int
     bytes: int
     seconds: float
+    passes: int = 0
     notes: tuple[NoteCount, ...] = ()
 
     @property
@@ -177,5 +178,6 @@ def _of(stage: str, name: str, method: str, state: str, manifest: Manifest) -> D
         rows=manifest.rows,
         bytes=manifest.bytes,
         seconds=round(seconds, 1),
+        passes=manifest.passes,
         notes=tuple(notes_in(manifest)),
     )

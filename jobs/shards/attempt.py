@@ -13,6 +13,10 @@ from storage.root import Root
 from storage.writer import ShardWriter
 
 
+class NotForThis(Exception):
+    """A worker lacks what its shard takes; whoever ``Work.otherwise`` names has it."""
+
+
 class _Named(Protocol):
     @property
     def image_id(self) -> str: ...

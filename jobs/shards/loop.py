@@ -30,7 +30,7 @@ import ray.exceptions
 
 from jobs.config.execution import ExecutionConfig
 from jobs.errors import RunFailed
-from jobs.shards.attempt import Trial
+from jobs.shards.attempt import NotForThis, Trial
 from jobs.shards.crews import MEMORY_RETRIES, Crew, node_was_lost
 from storage.commits import Commit, CommitName
 from storage.damage import DamagedFileError
@@ -49,7 +49,9 @@ class Work:
     """One shard to make.
 
     ``make`` gives the crew's argument when an attempt starts, from the commit of ``needs`` (the (dataset, shard) that
-    the work waits for; None without) and from what is different about the attempt. ``trial``: the first attempt's.
+    the work waits for; None without) and from what is different about the attempt. ``after``: others (dataset, shard)
+    that it waits for. ``otherwise``: the stage whose crew does it where that of ``stage`` raises NotForThis. ``trial``:
+    the first attempt's.
     """
 
     stage: str
@@ -58,6 +60,8 @@ class Work:
     image_ids: Sequence[str]
     make: Callable[[CommitName | None, Trial], Any]
     needs: tuple[str, str] | None = None
+    after: Sequence[tuple[str, str]] = ()
+    otherwise: str | None = None
     trial: Trial = field(default_factory=Trial)
     outages: int = 0
     deaths: int = 0
@@ -139,10 +143,7 @@ class ShardLoop:
     def run(self, works: Iterable[Work]) -> None:
         """Do all of ``works``. Raises RunFailed with the reason if it has to stop; what is committed stays."""
         for work in works:
-            if work.needs is None or work.needs in self.done:
-                self._ready[work.stage].append(work)
-            else:
-                self._blocked.setdefault(work.needs, []).append(work)
+            self._place(work)
         try:
             self._start_ready()
             while self._running or self._later or any(self._ready.values()):
@@ -158,6 +159,17 @@ class ShardLoop:
         left = sum(len(queue) for queue in self._ready.values()) + sum(map(len, self._blocked.values()))
         if left:
             raise RuntimeError(f"{left} shards wait for shards that nobody makes: {sorted(self._blocked)[:3]}")
+
+    def _place(self, work: Work) -> None:
+        """Among what is ready, or what waits for the first of the shards that are not there yet."""
+        needed = (work.needs, *work.after) if work.needs is not None else work.after
+        missing = next((key for key in needed if key not in self.done), None)
+        if missing is not None:
+            self._blocked.setdefault(missing, []).append(work)
+        elif work.after:  # what others have made ready for it lies about until it is done
+            self._ready[work.stage].appendleft(work)
+        else:
+            self._ready[work.stage].append(work)
 
     def _start_ready(self) -> None:
         while self._later and self._later[0][0] <= time.monotonic():
@@ -315,6 +327,7 @@ class ShardLoop:
                         image_ids=[image_id],
                         make=work.make,
                         needs=work.needs,
+                        otherwise=work.otherwise,
                         trial=alone,
                         suspects=suspects,
                     )
@@ -342,6 +355,10 @@ class ShardLoop:
 
     def _outage(self, work: Work, error: ray.exceptions.RayTaskError) -> None:
         cause: Any = error.cause
+        if isinstance(cause, NotForThis) and work.otherwise is not None:
+            work.stage, work.otherwise = work.otherwise, None
+            self._ready[work.stage].appendleft(work)
+            return
         if isinstance(cause, DamagedFileError):
             raise cause from error
         if not isinstance(cause, store_errors(MemoryError)) and "OutOfMemory" not in type(cause).__name__:
@@ -365,7 +382,7 @@ class ShardLoop:
         for listener in self._listeners:
             listener.committed(work, commit)
         for waiting in self._blocked.pop(work.key, []):
-            self._ready[waiting.stage].append(waiting)
+            self._place(waiting)
         self._finished[work.dataset] += work.images
         failures = self._failures.setdefault(work.dataset, Counter())
         failures.update(row.message.split(": ", 1)[-1] for row in commit.failed)

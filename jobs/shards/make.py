@@ -51,7 +51,11 @@ def make_shards(
     execution = invocation.config.execution
     wanted = {name: start for maker in makers for name, start in maker.crews.items()}
     with ProgressReport(totals, before, execution.progress_seconds) as progress:
-        crews = {name: start() for name, start in wanted.items() if any(work.stage == name for work in works)}
+        crews = {
+            name: start()
+            for name, start in wanted.items()
+            if any(name in (work.stage, work.otherwise) for work in works)
+        }
         actors = [crew for crew in crews.values() if isinstance(crew, ActorCrew)]
         if actors:
             progress.devices = lambda: sum(crew.images_at_once * crew.actors() for crew in actors)

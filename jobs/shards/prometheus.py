@@ -28,8 +28,9 @@ class RunMetrics(Listener):
         }
         self._attempts = Counter("spp_attempts_failed_total", "Attempts that are repeated.", ("run", "stage"))
         self._phases = Counter("spp_phase_seconds_total", "Worker seconds by phase.", ("run", "stage", "phase"))
+        self._passes = Counter("spp_body_passes_total", "Images that passed the body.", ("run", "dataset"))
         self._queued = Gauge("spp_shards_queued", "Shards that nobody has in hand yet.", ("run", "stage"))
-        for metric in (*self._by_dataset.values(), self._attempts, self._phases, self._queued):
+        for metric in (*self._by_dataset.values(), self._attempts, self._phases, self._passes, self._queued):
             metric.set_default_tags(tags)
 
     def committed(self, work: Work, commit: Commit) -> None:
@@ -46,6 +47,8 @@ class RunMetrics(Listener):
         for name, count in counts.items():
             if count:
                 self._by_dataset[name].inc(count, tags)
+        if commit.passes:
+            self._passes.inc(commit.passes, tags)
         for phase, seconds in commit.seconds.items():
             if seconds > 0:
                 self._phases.inc(seconds, {"stage": work.stage, "phase": phase})

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.bodies import Body
+from pipeline.bodies import Body, BodySpec
 from pipeline.boxes import Boxes
-from pipeline.errors import BodyError, ImageError
+from pipeline.errors import BodyError, ContentError, ImageError
 from pipeline.images.decode import RGB
 from pipeline.phases import PhaseClock
 from pipeline.spp import pyramid
-from pipeline.spp.windows import Mapping, ScaleRule, Windows, choose_scales, fitting_scales, map_windows
+from pipeline.spp.windows import Mapping as BoxMapping
+from pipeline.spp.windows import ScaleRule, Windows, choose_scales, fitting_scales, map_windows
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,19 @@ class RegionFeatures:
     scales: NDArray[np.int32]
     windows: Windows
     vectors: NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Boxes (N, 4) of which vectors are wanted, at the best scales or at those given, int32 (N,).
+
+    ``out``: a float16 buffer of at least (N, dim) to write to; ``vectors`` is then a view of it. A fresh buffer costs
+    more than the pooling, since the system has to hand out its pages.
+    """
+
+    boxes: Boxes
+    scales: NDArray[np.int32] | None = None
+    out: NDArray[np.float16] | None = None
 
 
 @dataclass
@@ -50,7 +66,7 @@ class RegionExtractor:
     scales: Sequence[int]
     _: KW_ONLY
     scale_rule: ScaleRule = "area"
-    mapping: Mapping = "released"
+    mapping: BoxMapping = "released"
     levels: Sequence[int] = pyramid.LEVELS
     max_scaled_pixels: int = 1200 * 2400
     threads: int = 1
@@ -75,16 +91,7 @@ class RegionExtractor:
         """
         if scales is None:
             scales = choose_scales(boxes, height, width, self.scales_of(height, width), self.scale_rule)
-        windows = np.empty((len(boxes), 4), np.int16)
-        for scale in np.unique(scales):
-            chosen = scales == scale
-            map_size = self.body.spec.map_size(height, width, int(scale))
-            if max(map_size) > np.iinfo(np.int16).max:
-                raise ImageError(f"an image of {width} x {height} pixels is too long and thin for a map; cut it up")
-            windows[chosen] = map_windows(
-                boxes[chosen], (height, width), int(scale), self.body.spec.geometry, map_size, self.mapping
-            )
-        return scales, windows
+        return scales, windows_at(self.body.spec, boxes, height, width, scales, self.mapping)
 
     def __call__(
         self,
@@ -93,25 +100,79 @@ class RegionExtractor:
         out: NDArray[np.float16] | None = None,
         scales: NDArray[np.int32] | None = None,
     ) -> RegionFeatures:
-        """Features of ``boxes`` (N, 4) on ``image``, at the best scales or at those given, as for ``windows``.
-
-        ``out``: a float16 buffer of at least (N, dim) to write to; ``vectors`` is then a view of it. A fresh buffer
-        costs more than the pooling, since the system has to hand out its pages.
+        """Features of ``boxes`` (N, 4) on ``image``: those of one ``Wanted``.
 
         Raises BodyError if the map is not finite in float16, and what ``windows`` raises.
         """
-        scales, windows = self.windows(boxes, image.shape[0], image.shape[1], scales)
-        vectors = np.empty((len(boxes), self.dim), np.float16) if out is None else out[: len(boxes)]
-        for scale in np.unique(scales):
-            rows = np.flatnonzero(scales == scale)
-            conv_map = self._conv_map(image, int(scale))
-            if self.body.device.type == "cpu":
-                with self.clock.phase("pool"):
-                    halved = pyramid.half(conv_map.permute(1, 2, 0).numpy())
-                    pyramid.pool(halved, windows[rows], self.levels, threads=self.threads, out=vectors, rows=rows)
-            else:
-                self._pool_on_device(conv_map, windows[rows], rows, vectors)
+        (made,) = self.together(image, [Wanted(boxes, scales, out)])
+        if isinstance(made, ContentError):
+            raise made
+        return made
+
+    def together(
+        self,
+        image: RGB,
+        wanted: Sequence[Wanted],
+        maps: Mapping[int, NDArray[np.float16]] = MappingProxyType({}),
+    ) -> list[RegionFeatures | ContentError]:
+        """Features of several sets of boxes, or why one has none; ``image`` passes the body once for each scale.
+
+        ``maps``: those of ``conv_maps`` that are there already, by scale.
+        """
+        found = [self._placed(image, one) for one in wanted]
+        scales = {int(scale) for one in found if isinstance(one, RegionFeatures) for scale in np.unique(one.scales)}
+        for scale in sorted(scales):
+            own = [
+                number
+                for number, one in enumerate(found)
+                if isinstance(one, RegionFeatures) and (one.scales == scale).any()
+            ]
+            if not own:
+                continue  # those that wanted it have failed at another one
+            try:
+                pool = self._pool_of(image, scale, maps.get(scale))
+            except ContentError as error:
+                for number in own:
+                    found[number] = error
+                continue
+            for number in own:
+                one = found[number]
+                assert isinstance(one, RegionFeatures)
+                rows = np.flatnonzero(one.scales == scale)
+                pool(one.windows[rows], rows, one.vectors)
+        return found
+
+    def _placed(self, image: RGB, wanted: Wanted) -> RegionFeatures | ContentError:
+        """Scales, windows, and the vectors' memory. An ImageError is returned: other sets may have none."""
+        try:
+            scales, windows = self.windows(wanted.boxes, image.shape[0], image.shape[1], wanted.scales)
+        except ImageError as error:
+            return error
+        count = len(wanted.boxes)
+        vectors = np.empty((count, self.dim), np.float16) if wanted.out is None else wanted.out[:count]
         return RegionFeatures(scales, windows, vectors)
+
+    def _pool_of(
+        self, image: RGB, scale: int, known: NDArray[np.float16] | None
+    ) -> Callable[[Windows, NDArray[np.intp], NDArray[np.float16]], None]:
+        """What pools windows of the map at ``scale`` into rows of vectors: of a ``known`` map, or of one made now."""
+        if known is None:
+            conv_map = self._conv_map(image, scale)
+            if self.body.device.type != "cpu":
+                return partial(self._pool_on_device, conv_map)
+            with self.clock.phase("pool"):
+                known = pyramid.half(conv_map.permute(1, 2, 0).numpy())
+        return partial(self._pool_on_host, known)
+
+    def _pool_on_host(
+        self,
+        halved: NDArray[np.float16],
+        windows: Windows,
+        rows: NDArray[np.intp],
+        out: NDArray[np.float16],
+    ) -> None:
+        with self.clock.phase("pool"):
+            pyramid.pool(halved, windows, self.levels, threads=self.threads, out=out, rows=rows)
 
     def conv_maps(self, image: RGB, scales: NDArray[np.int32]) -> dict[int, NDArray[np.float16]]:
         """The rounded conv maps (height, width, channels) of the different ``scales``, ascending.
@@ -127,6 +188,7 @@ class RegionExtractor:
 
     def _conv_map(self, image: RGB, scale: int) -> torch.Tensor:
         """The map in float16 on its device, checked to be finite."""
+        self.clock.passed()
         with self.clock.phase("conv"):
             conv_map = rounded(self.body.conv_map(image, scale))
             self._wait()
@@ -157,6 +219,23 @@ class RegionExtractor:
         """Kernels on a GPU run behind; without this the phases' seconds would be those of whoever waits."""
         if self.body.device.type == "cuda":
             torch.cuda.synchronize(self.body.device)
+
+
+def windows_at(
+    spec: BodySpec, boxes: Boxes, height: int, width: int, scales: NDArray[np.int32], mapping: BoxMapping
+) -> Windows:
+    """The window of every box (N, 4) of a ``height`` x ``width`` image on the map of a body at its scale (N,).
+
+    Raises ImageError for an image whose map has more than 32,767 cells along a side.
+    """
+    windows = np.empty((len(boxes), 4), np.int16)
+    for scale in np.unique(scales):
+        chosen = scales == scale
+        map_size = spec.map_size(height, width, int(scale))
+        if max(map_size) > np.iinfo(np.int16).max:
+            raise ImageError(f"an image of {width} x {height} pixels is too long and thin for a map; cut it up")
+        windows[chosen] = map_windows(boxes[chosen], (height, width), int(scale), spec.geometry, map_size, mapping)
+    return windows
 
 
 def rounded(maps: torch.Tensor) -> torch.Tensor:

@@ -148,6 +148,7 @@ class WarpExtractor:
             with self.clock.phase("warp"):
                 warp_all(image, boxes[part], size, self.context, self.fill, out=frames)
             maps = self._conv_maps(frames)[: len(boxes[part])]
+            self.clock.passed(len(maps))
             with self.clock.phase("pool"):
                 self._pool(maps, windows[part], vectors[part])
         return RegionFeatures(scales, windows, vectors)

@@ -65,6 +65,7 @@ class WholeImageExtractor:
     def __call__(self, image: RGB, view: View, layers: Sequence[str], clock: PhaseClock) -> dict[str, LayerValues]:
         """Some ``layers`` of a view. Raises BodyError where the values are no numbers in float16."""
         spec = self.body.spec
+        clock.passed()
         with clock.phase("conv"):
             shown = show(image, view, self.max_pixels)
             names = [layer for layer in (*spec.taps, spec.last) if layer in layers]

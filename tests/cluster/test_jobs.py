@@ -138,7 +138,9 @@ def test_a_finished_job_that_is_submitted_again_makes_nothing(submitted):
 
 def test_the_runs_metrics_stand_beside_rays_own(token_run):
     url = metrics_url(token_run.server)
-    wanted = [f"ray_spp_{name}_total" for name in ("images", "windows", "bytes_written", "phase_seconds")]
+    wanted = [
+        f"ray_spp_{name}_total" for name in ("images", "windows", "bytes_written", "phase_seconds", "body_passes")
+    ]
     text = ""
 
     def exported() -> bool:

@@ -8,12 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage.check import check_dataset
 from storage.commits import CommitName, LedgerRow, commit_key, winners
-from storage.manifest import Manifest, fold, in_memory, manifest_digest, manifest_key, read_manifest, rows_of
+from storage.manifest import (
+    MANIFEST_VERSION,
+    Manifest,
+    fold,
+    in_memory,
+    manifest_digest,
+    manifest_key,
+    read_manifest,
+    rows_of,
+)
 from storage.root import StorageError, open_root
-from storage.schemas import SCHEMA_VERSION, VERSION_KEY
+from storage.schemas import VERSION_KEY
 from storage.segments import write_segment
-from tests.stored import METHOD, commit_features, fold_winners
+from storage.tables import sealed
+from tests.stored import METHOD, commit_features, fold_winners, publish_run
 
 attempts = st.text("019az-", min_size=1, max_size=3)
 contents = st.dictionaries(st.sampled_from(["00", "0a", "ff", "f0f"]), st.integers(0, 12))
@@ -183,13 +194,30 @@ def test_a_manifest_of_nothing(place):
 # --- what is refused ---
 
 
+def test_a_manifest_of_the_first_version_has_no_passes_and_is_as_good(stored):
+    commit_features(stored, "dd", {"p": 1}, passes=3)
+    record = publish_run(stored)
+    made = fold_winners(stored, "features")
+    assert (made.passes, made.counts) == (3, True)
+    key = manifest_key("features", METHOD, made.digest)
+    rows = made.table.drop_columns("passes").replace_schema_metadata({VERSION_KEY: "1"})
+    pq.write_table(sealed(rows, "features", METHOD), buffer := io.BytesIO())
+    stored.write(key, buffer.getvalue())
+    old = read_manifest(stored, "features", METHOD, made.digest)
+    assert (old.passes, old.counts) == (0, False)
+    assert old.table.schema.equals(made.table.schema, check_metadata=True)
+    assert old.table.drop_columns("passes").equals(made.table.drop_columns("passes"))
+    record.datasets["features"].manifest_sha256 = ""
+    assert not [problem for problem in check_dataset(stored, record, "features") if "commit says" in problem.text]
+
+
 def test_a_newer_manifest_is_refused_by_name(stored):
     made = fold_winners(stored, "features")
     key = manifest_key("features", METHOD, made.digest)
     sink = pa.BufferOutputStream()
-    pq.write_table(made.table.replace_schema_metadata({VERSION_KEY: str(SCHEMA_VERSION + 1)}), sink)
+    pq.write_table(made.table.replace_schema_metadata({VERSION_KEY: str(MANIFEST_VERSION + 1)}), sink)
     stored.write(key, sink.getvalue().to_pybytes())
-    with pytest.raises(StorageError, match=rf"{made.digest}\.parquet has schema version {SCHEMA_VERSION + 1}"):
+    with pytest.raises(StorageError, match=rf"{made.digest}\.parquet has schema version {MANIFEST_VERSION + 1}"):
         read_manifest(stored, "features", METHOD, made.digest)
 
 

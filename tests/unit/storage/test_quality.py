@@ -88,4 +88,6 @@ def test_records_of_an_old_root_are_written_as_they_were_read():
     assert len(texts) == 4
     for name, text in texts.items():
         written = RunRecord.model_validate_json(text).model_dump_json(indent=1)
-        assert written.replace('   "manifest_sha256": "",\n', "") == text, name  # which they did not write down
+        for added in ('   "manifest_sha256": "",\n', '   "passes": 0,\n'):  # which they did not write down
+            written = written.replace(added, "")
+        assert written == text, name

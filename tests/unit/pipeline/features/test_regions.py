@@ -10,7 +10,7 @@ from torch.nn.functional import adaptive_max_pool2d
 from pipeline.bodies import BODIES, Body, load_state
 from pipeline.boxes import as_boxes
 from pipeline.errors import BodyError, ImageError
-from pipeline.features.regions import RegionExtractor
+from pipeline.features.regions import RegionExtractor, RegionFeatures, Wanted
 from pipeline.phases import PhaseClock
 from pipeline.spp import pyramid
 from pipeline.spp.windows import choose_scales, fitting_scales, map_windows
@@ -227,3 +227,58 @@ def test_a_window_that_does_not_fit_alone_is_an_outage_not_an_images_fault(monke
         maker._pool_on_device(
             maker._conv_map(noise(90, 120), int(scales[0])), windows, np.arange(1), np.empty((1, maker.dim), np.float16)
         )
+
+
+# --- several sets of boxes from the same maps ---
+
+
+def test_several_sets_of_boxes_take_one_pass_for_each_scale_and_get_what_each_gets_alone():
+    image, body = noise(60, 80), CountingBody()
+    sets = [random_boxes(60, 80, count, seed) for seed, count in enumerate((30, 3, 0, 12))]
+    drawn = np.resize(np.array([32, 96], np.int32), 12)
+    alone = [extractor(body)(image, boxes) for boxes in sets[:3]] + [extractor(body)(image, sets[3], scales=drawn)]
+    body.asked.clear()
+    clock = PhaseClock()
+    wanted = [Wanted(boxes) for boxes in sets[:3]] + [Wanted(sets[3], drawn)]
+    found = extractor(body, clock=clock).together(image, wanted)
+    for one, expected in zip(found, alone, strict=True):
+        assert_same_bits(one.vectors, expected.vectors)
+        assert one.scales.tolist() == expected.scales.tolist()
+        assert one.windows.tolist() == expected.windows.tolist()
+    assert body.asked == sorted({int(scale) for one in alone for scale in one.scales})
+    assert clock.passes == len(body.asked)
+
+
+def test_maps_that_are_there_are_not_made_again():
+    image, body = noise(60, 80), CountingBody()
+    boxes, scales = random_boxes(60, 80, 20), np.resize(np.array([32, 64, 96], np.int32), 20)
+    expected = extractor(body)(image, boxes, scales=scales)
+    clock = PhaseClock()
+    made = extractor(body, clock=clock)
+    maps = made.conv_maps(image, scales)
+    assert clock.passes == len(maps) == 3
+    (found,) = made.together(image, [Wanted(boxes, scales)], maps)
+    assert_same_bits(found.vectors, expected.vectors)
+    assert clock.passes == 3
+    del maps[64]
+    (found,) = made.together(image, [Wanted(boxes, scales)], maps)
+    assert_same_bits(found.vectors, expected.vectors)
+    assert clock.passes == 4
+
+
+class BrokenAt64(CountingBody):
+    """Its map at one scale is no number."""
+
+    def conv_map(self, image, scale):
+        return super().conv_map(image, scale) * (np.nan if scale == 64 else 1)
+
+
+def test_a_scale_that_fails_fails_those_sets_alone_that_want_it():
+    image, boxes = noise(60, 80), random_boxes(60, 80, 4)
+    at = [np.full(4, scale, np.int32) for scale in (32, 64, 96)]
+    found = extractor(BrokenAt64()).together(image, [Wanted(boxes, scales) for scales in at])
+    assert [type(one) for one in found] == [RegionFeatures, BodyError, RegionFeatures]
+    for one, scales in zip(found[::2], at[::2], strict=True):
+        assert_same_bits(one.vectors, extractor()(image, boxes, scales=scales).vectors)
+    with pytest.raises(BodyError):
+        extractor(BrokenAt64())(image, boxes, scales=at[1])
