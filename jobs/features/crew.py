@@ -26,7 +26,7 @@ def actor_crew(
     config = invocation.config
     execution = config.execution
     on_gpu = session.resources().use_gpus(execution)
-    _check_engine(config.features, body, on_gpu)
+    check_engine(config.features, body, on_gpu)
     settings = ActorSettings(
         root=invocation.root,
         config=config.features.model_copy(update={"engine": body.engine}),
@@ -77,7 +77,7 @@ def actor_crew(
     )
 
 
-def _check_engine(config: FeaturesConfig, body: LoadedBody, on_gpu: bool) -> None:
+def check_engine(config: FeaturesConfig, body: LoadedBody, on_gpu: bool) -> None:
     """Say so where another engine runs the body than the one asked for. UsageError if it cannot run on a GPU."""
     if body.engine != config.engine:
         _log.warning(

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from jobs.console.grid import Grid, Rows, Tables
 from jobs.console.tables import in_bytes, in_seconds, in_time
 from jobs.dataset.index import committed_index, index_method, index_of, read_index, tile_shards
+from jobs.features.gain import gain, processor_flags
 from jobs.record.invocation import Invocation
 from jobs.record.stage import Context, Stage
 from jobs.run.forecast import Forecast, forecast
@@ -149,7 +150,7 @@ def report(invocation: Invocation, until: str | None, gpus: int, cpus: int | Non
     }
     return Tables(
         grids=[Grid(corner=("stage", "dataset", "method"), columns={title: title for title in titles}, rows=rows)],
-        notes=list(_in_words(expected)),
+        notes=[*_in_words(expected), *_gains(invocation, planned, gpus)],
         values={
             "run": invocation.name,
             "root": invocation.root.url,
@@ -173,6 +174,16 @@ def _in_words(expected: Forecast) -> Iterator[str]:
             f"no time is known yet for {', '.join(expected.unmeasured)}: it is learnt from the first committed shards "
             f"(give the command, interrupt it after a minute, plan again)"
         )
+
+
+def _gains(invocation: Invocation, planned: Sequence[PlannedDataset], gpus: int) -> Iterator[str]:
+    """What would make the maps that are to be made faster, if they are made on CPUs."""
+    config = invocation.config
+    on_gpus = gpus > 0 or config.execution.device == "cuda"
+    if not on_gpus and any(entry.stage == "extract" and entry.images_to_do for entry in planned):
+        said = gain(config.features, processor_flags())
+        if said is not None:
+            yield said
 
 
 def _cost(root: Root, dataset: ShardedDataset, images: int) -> tuple[int | None, dict[str, float] | None]:

@@ -10,7 +10,7 @@ from pipeline.bodies.engine import Engine, EngineError
 from pipeline.bodies.weights import load_state
 
 TOLERANCE = 1e-5
-"""How far, as a share of the map's norm, an engine may be from PyTorch in float32. Bodies here are 2e-6 away at most."""
+"""Of the map's norm: how far an engine may be from PyTorch in float32. Bodies here are 2e-6 away at most."""
 
 _SIZES = ((160, 224), (230, 131), (97, 331))
 

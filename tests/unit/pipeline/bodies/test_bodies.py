@@ -199,7 +199,7 @@ def test_several_layers_come_from_one_pass_and_none_is_kept(name, bodies):
     assert all(maps.shape[:2] == (2, spec.channels_of(layer)) for layer, maps in found.items())
     assert all(maps.dtype == torch.float32 and not maps.requires_grad for maps in found.values())
     assert torch.equal(found[spec.last], body.conv_maps_of(batch))
-    assert not vars(body._asked)
+    assert not vars(body._run._asked)
 
 
 @pytest.mark.parametrize("name", [name for name, spec in BODIES.items() if spec.taps])
