@@ -117,7 +117,7 @@ def test_an_actor_pools_from_maps_of_the_engine_and_precision_that_are_asked_for
     for engine, precision in (("torch", "float32"), ("openvino", "float32"), ("torch", "bfloat16")):
         config = config_of(engine=engine, precision=precision)
         settings = ActorSettings(
-            root=open_root(tmp_path),
+            root=open_root(str(tmp_path)),
             config=config,
             device="cpu",
             threads=2,
