@@ -120,7 +120,7 @@ def test_an_actor_pools_from_maps_of_the_engine_and_precision_that_are_asked_for
             root=open_root(str(tmp_path)),
             config=config,
             device="cpu",
-            threads=2,
+            threads=1,
             decode_threads=1,
             decode_ahead=1,
             max_boxes=4,
@@ -136,7 +136,6 @@ def test_an_actor_pools_from_maps_of_the_engine_and_precision_that_are_asked_for
     near = {way: np.linalg.norm(vectors - expected) / norm for way, vectors in found.items()}
     assert near["openvino", "float32"] < 1e-4  # a last digit of float16 here and there
     assert 1e-4 < near["torch", "bfloat16"] < 3e-2
-    torch.set_num_threads(1)
 
 
 # --- what a plan says ---
