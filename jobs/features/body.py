@@ -44,6 +44,13 @@ def identify_body(config: FeaturesConfig) -> BodyIdentity:
     return recall(body_key(config)) or load_body(config).identity
 
 
+def engine_note(config: FeaturesConfig, body: BodyIdentity) -> str | None:
+    """That another engine runs the body than the one asked for; None if it does not."""
+    if body.engine == config.engine:
+        return None
+    return f"features.engine: {config.engine} cannot run body {config.body!r} as torch does, so {body.engine} runs it"
+
+
 def load_body(config: FeaturesConfig) -> LoadedBody:
     """Read the weights once, on the driver. UsageError if the weights, the body or its engine cannot be had."""
     key = body_key(config)

@@ -10,7 +10,7 @@ import ray
 from jobs.config.features import FeaturesConfig
 from jobs.errors import UsageError
 from jobs.execution.session import RaySession
-from jobs.features.body import LoadedBody
+from jobs.features.body import LoadedBody, engine_note
 from jobs.features.shard import ActorSettings
 from jobs.record.invocation import Invocation
 from jobs.record.versions import PRODUCER
@@ -79,10 +79,9 @@ def actor_crew(
 
 def check_engine(config: FeaturesConfig, body: LoadedBody, on_gpu: bool) -> None:
     """Say so where another engine runs the body than the one asked for. UsageError if it cannot run on a GPU."""
-    if body.engine != config.engine:
-        _log.warning(
-            "note: features.engine: %s cannot run body %r as torch does, so torch runs it", config.engine, config.body
-        )
+    note = engine_note(config, body.identity)
+    if note is not None:
+        _log.warning("note: %s", note)
     if on_gpu and body.engine != "torch":
         raise UsageError(
             f"features.engine: {body.engine} runs a body on CPUs alone, and this run has GPUs; use features.engine: "

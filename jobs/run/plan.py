@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from jobs.console.grid import Grid, Rows, Tables
 from jobs.console.tables import in_bytes, in_seconds, in_time
 from jobs.dataset.index import committed_index, index_method, index_of, read_index, tile_shards
+from jobs.features.body import engine_note, identify_body
 from jobs.features.gain import gain, processor_flags
 from jobs.record.invocation import Invocation
 from jobs.record.stage import Context, Stage
@@ -177,8 +178,11 @@ def _in_words(expected: Forecast) -> Iterator[str]:
 
 
 def _gains(invocation: Invocation, planned: Sequence[PlannedDataset], gpus: int) -> Iterator[str]:
-    """What would make the maps that are to be made faster, if they are made on CPUs."""
+    """Who makes the maps that are to be made, if not who was asked to, and what on CPUs would make them faster."""
     config = invocation.config
+    note = engine_note(config.features, identify_body(config.features))
+    if note is not None:
+        yield note
     on_gpus = gpus > 0 or config.execution.device == "cuda"
     if not on_gpus and any(entry.stage == "extract" and entry.images_to_do for entry in planned):
         said = gain(config.features, processor_flags())
