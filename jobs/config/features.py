@@ -82,6 +82,12 @@ class FeaturesConfig(Settings):
         return levels
 
     @model_validator(mode="after")
+    def _openvino_has_no_float16(self) -> FeaturesConfig:
+        if self.engine == "openvino" and self.precision == "float16":
+            raise ValueError("engine: openvino has no precision: float16; use bfloat16 or float32, or engine: torch")
+        return self
+
+    @model_validator(mode="after")
     def _warped_windows_have_no_common_map(self) -> FeaturesConfig:
         if self.source == "warp" and self.store == "maps":
             raise ValueError("source: warp makes no conv map that windows share; use store: vectors")

@@ -110,6 +110,6 @@ def _engine_of(config: FeaturesConfig, spec: BodySpec, known: str | None) -> Eng
     openvino()
     # tests hold the engine to every body of our own; of others it is known, or tried
     runs = not config.body.startswith("timm:") or known == config.engine
-    if runs or (known is None and not refusal(spec, config.engine)):
+    if runs or (known is None and not refusal(spec, config.engine, config.precision)):
         return config.engine
     return "torch"

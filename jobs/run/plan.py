@@ -178,16 +178,15 @@ def _in_words(expected: Forecast) -> Iterator[str]:
 
 
 def _gains(invocation: Invocation, planned: Sequence[PlannedDataset], gpus: int) -> Iterator[str]:
-    """Who makes the maps that are to be made, if not who was asked to, and what on CPUs would make them faster."""
+    """Of maps that are to be made: who makes them, if not who was asked to, and what would make them faster on CPUs."""
+    if not any(entry.stage == "extract" and entry.images_to_do for entry in planned):
+        return
     config = invocation.config
-    note = engine_note(config.features, identify_body(config.features))
-    if note is not None:
-        yield note
     on_gpus = gpus > 0 or config.execution.device == "cuda"
-    if not on_gpus and any(entry.stage == "extract" and entry.images_to_do for entry in planned):
-        said = gain(config.features, processor_flags())
-        if said is not None:
-            yield said
+    said = None if on_gpus else gain(config.features, processor_flags())
+    for note in (engine_note(config.features, identify_body(config.features)), said):
+        if note is not None:
+            yield note
 
 
 def _cost(root: Root, dataset: ShardedDataset, images: int) -> tuple[int | None, dict[str, float] | None]:

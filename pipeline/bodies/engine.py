@@ -21,6 +21,10 @@ class EngineError(ValueError):
     """An engine that is not installed, or cannot do what it is asked for. The message says what to do."""
 
 
+class ConversionError(EngineError):
+    """A network that an engine cannot take."""
+
+
 class Runner(Protocol):
     """A network that is ready to run. Several threads may call it at once, for batches of their own."""
 

@@ -56,7 +56,7 @@ def test_openvino_makes_the_layers_of_every_body_at_every_size(name):
             assert maps.shape == expected[layer].shape
             assert maps.dtype == torch.float32
             assert maps.is_contiguous(memory_format=torch.channels_last)
-            assert distance(maps, expected[layer]) < TOLERANCE
+            assert distance(maps, expected[layer]) < TOLERANCE["float32"]
         assert torch.equal(openvinos.conv_maps_of(batch), found[spec.last])
 
 
@@ -93,17 +93,24 @@ def test_float32_is_float32_also_where_the_processor_likes_bfloat16(squeezenets)
 
 
 @needs_openvino
-def test_a_precision_that_the_processor_has_not_is_refused_and_another_is_kept():
-    able = runner.openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    torchs = body_of(BODIES["squeezenet1_1"])
-    expected = torchs.conv_map(noise(90, 120), 90)
-    for precision, name, least, most in (("bfloat16", "BF16", 1e-4, 3e-2), ("float16", "FP16", 1e-5, 3e-3)):
-        if name not in able:
-            with pytest.raises(EngineError, match=rf"{precision} on this processor; use features\.precision: float32"):
-                body_of(BODIES["squeezenet1_1"], engine="openvino", precision=precision)
-            continue
-        body = body_of(BODIES["squeezenet1_1"], engine="openvino", precision=precision)
-        assert least < distance(body.conv_map(noise(90, 120), 90), expected) < most
+@pytest.mark.parametrize("name", [name for name in BODIES if name not in ("vgg16", "overfeat7", "efficientnet_lite1")])
+def test_openvino_makes_the_map_of_bodies_in_bfloat16_or_refuses(name):
+    spec = BODIES[name]
+    if "BF16" not in runner.openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(EngineError, match=r"bfloat16 on this processor; use features\.precision: float32"):
+            body_of(spec, engine="openvino", precision="bfloat16")
+        return
+    torchs, openvinos = body_of(spec), body_of(spec, engine="openvino", precision="bfloat16")
+    batch = torchs.preprocess(noise(2, 97, 75))
+    for layer, maps in openvinos.layers_of(batch, spec.layer_names).items():
+        assert 1e-4 < distance(maps, torchs.layers_of(batch, [layer])[layer]) < TOLERANCE["bfloat16"]
+
+
+def test_openvino_refuses_float16():
+    with pytest.raises(EngineError, match=r"with float16; use features\.precision: float32 or bfloat16"):
+        body_of(SMALL_BODY, engine="openvino", precision="float16")
+    with pytest.raises(ValueError, match="engine: openvino has no precision: float16; use bfloat16 or float32, or"):
+        FeaturesConfig(engine="openvino", precision="float16")
 
 
 class _OfOneSize(nn.Module):
