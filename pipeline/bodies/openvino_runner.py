@@ -24,8 +24,8 @@ from torch import nn
 from pipeline.bodies.engine import ConversionError, EngineError, Precision
 
 _HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
-"""Said even for float32: by itself OpenVINO takes bfloat16 on a processor that is good at it. Not float16: it was slower
-on every CPU that was measured, and the map of squeezenet1_1 by OpenVINO 2026.4 was rubbish."""
+"""Said even for float32: by itself OpenVINO takes bfloat16 on a processor that is good at it. Not float16: that was
+slower on every CPU that was measured, and the map of squeezenet1_1 by OpenVINO 2026.4 was rubbish."""
 
 _CAPABILITIES: dict[Precision, str] = {"float32": "FP32", "bfloat16": "BF16"}
 
