@@ -9,8 +9,8 @@ as many threads, in the same run. Several threads: so many images at once, each 
 several cores has it; the seconds are then those of a batch of images by their number.
 
 Error: |map - PyTorch's float32 map| / |that map| (Euclidean), mean over photographs; ``largest``: the largest. Memory
-and first use are those of a process of its own: growth of its peak from the loaded weights to the last of three images,
-and seconds until the first map, less one more of the same image.
+and first use are those of a process of its own, in which PyTorch has run the body before: growth of what is resident up
+to the third image, of another size; and seconds until the first map, less one more of the same image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import argparse
 import itertools
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -31,6 +30,7 @@ from typing import get_args
 
 import cv2
 import numpy as np
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -62,7 +62,8 @@ class Way:
     def make(self) -> Body:
         """The body, with its published weights if they are on this machine."""
         spec = body_spec(self.body)
-        weights = "default" if published_file(self.body) is not None else "random"
+        published = published_file(self.body)
+        weights = "default" if published is not None and published.is_file() else "random"
         state = load_state(spec, weights)
         return Body(spec, state, engine=self.engine, precision=self.precision, at_once=self.threads)
 
@@ -185,8 +186,8 @@ def _first_use(way: Way, image: RGB) -> tuple[int, float]:
     """Bytes and seconds that a way takes in a process of its own."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    Way(way.body, "torch", "float32", 1).make()  # what is imported and read, whatever the way
-    before = _peak()
+    _map(Way(way.body, "torch", "float32", 1).make(), image)  # what is imported and read, whatever the way
+    before = psutil.Process().memory_info().rss
     began = time.perf_counter()
     body = way.make()
     _map(body, image)
@@ -195,13 +196,7 @@ def _first_use(way: Way, image: RGB) -> tuple[int, float]:
     _map(body, image)
     again = time.perf_counter() - began
     _map(body, np.ascontiguousarray(image[:, : image.shape[1] * 3 // 4]))
-    return _peak() - before, first - again
-
-
-def _peak() -> int:
-    """Bytes that this process has had at most."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return psutil.Process().memory_info().rss - before, first - again
 
 
 def _processor() -> str:
