@@ -250,7 +250,7 @@ def test_a_layer_that_a_body_does_not_offer_is_refused_with_those_that_it_does(b
 def test_a_pass_that_fails_keeps_no_layer(bodies):
     with pytest.raises(RuntimeError):
         bodies["zf5"].layers_of(torch.zeros(1, 4, 64, 64), ["conv4"])
-    assert not vars(bodies["zf5"]._asked)
+    assert not vars(bodies["zf5"]._run._asked)
 
 
 def test_threads_that_use_one_body_at_once_each_get_their_own_layers(bodies):
