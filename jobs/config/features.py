@@ -53,8 +53,8 @@ class FeaturesConfig(Settings):
     most bodies; see docs/bodies.md. Their maps differ in the last digits, so results have other names. A body that
     OpenVINO cannot run is run by torch; GPUs have torch alone."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the body's arithmetic. bfloat16 is up to three times as fast on CPUs that are made for it (AMX), float16 is for
-    GPUs; by how much maps then differ depends on the body, see docs/bodies.md."""
+    """Of the body's arithmetic. bfloat16 is up to three times as fast on CPUs that are made for it (AMX), float16 is
+    for GPUs; by how much maps then differ depends on the body, see docs/bodies.md."""
     store: Literal["vectors", "maps"] = "vectors"
     """vectors: a row per window, to query; maps: the conv maps, 6 to 40 times smaller, pooled while they are read."""
 

@@ -43,16 +43,16 @@ def gain(config: FeaturesConfig, flags: frozenset[str]) -> str | None:
         return None
     ways = []
     if measured.float32 >= _WORTH:
-        ways.append(f"features.engine: openvino {measured.float32:.1f} times")
+        ways.append(f"features.engine: openvino ({measured.float32:.1f} times)")
     if "amx_bf16" in flags:
-        also = "and with it" if ways else "features.engine: openvino with"
-        ways.append(f"{also} features.precision: bfloat16 {measured.bfloat16:.1f} times, {measured.off:g}% off")
+        key = "that and features.precision" if ways else "features.engine: openvino and features.precision"
+        ways.append(f"{key}: bfloat16 ({measured.bfloat16:.1f} times, maps {measured.off:g}% off)")
     if not ways:
         return None
     install = "" if importlib.util.find_spec("openvino") is not None else "; pip install 'spp-pipeline[openvino]'"
     return (
-        f"on cores such as this machine's, maps of {config.body} were made faster than now by {', '.join(ways)} "
-        f"(benchmarks.body measures it; results get other names){install}"
+        f"cores such as this machine's make maps of {config.body} faster with {', or with '.join(ways)}; results then have "
+        f"other names (`python -m benchmarks.body` measures it){install}"
     )
 
 

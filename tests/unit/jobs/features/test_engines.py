@@ -145,8 +145,8 @@ def test_a_plan_names_what_this_machine_would_gain_in_a_line():
     config = FeaturesConfig(body="efficientnet_lite0")
     said = gain(config, AMX)
     assert said is not None
-    assert f"features.engine: openvino {MEASURED['efficientnet_lite0'].float32} times" in said
-    assert f"and with it features.precision: bfloat16 {MEASURED['efficientnet_lite0'].bfloat16} times" in said
+    assert f"features.engine: openvino ({MEASURED['efficientnet_lite0'].float32} times)" in said
+    assert f"features.precision: bfloat16 ({MEASURED['efficientnet_lite0'].bfloat16} times" in said
     assert "% off" in said
     assert ("pip install 'spp-pipeline[openvino]'" in said) is not INSTALLED
     assert "bfloat16" not in (gain(config, frozenset({"avx512f"})) or "bfloat16")
