@@ -51,8 +51,8 @@ def gain(config: FeaturesConfig, flags: frozenset[str]) -> str | None:
         return None
     install = "" if importlib.util.find_spec("openvino") is not None else "; pip install 'spp-pipeline[openvino]'"
     return (
-        f"cores such as this machine's make maps of {config.body} faster with {', or with '.join(ways)}; results then have "
-        f"other names (`python -m benchmarks.body` measures it){install}"
+        f"cores such as this machine's make maps of {config.body} faster with {', or with '.join(ways)}; results then "
+        f"have other names (`python -m benchmarks.body` measures it){install}"
     )
 
 
