@@ -18,6 +18,7 @@ from jobs.features.method import features_method, file_metadata, truth_method
 from jobs.features.ring import ExtractionRing
 from jobs.features.shard import ActorSettings
 from pipeline.bodies import BODIES, openvino_runner, weights_digest
+from pipeline.bodies.engine import TorchRunner
 from pipeline.phases import PhaseClock
 from storage.root import open_root
 
@@ -128,6 +129,8 @@ def test_an_actor_pools_from_maps_of_the_engine_and_precision_that_are_asked_for
             producer="test",
         )
         ring = ExtractionRing(settings, {name: v.numpy() for name, v in load_body(config).state.items()})
+        runs = ring.extractor.body._run
+        assert isinstance(runs, {"torch": TorchRunner, "openvino": openvino_runner.OpenVinoRunner}[engine])
         features, buffer = ring.features(image, boxes, PhaseClock())
         found[engine, precision] = features.vectors.astype(np.float64)
         ring.give_back(buffer)
