@@ -23,9 +23,14 @@ class Gain(NamedTuple):
 
 MEASURED = {
     "alexnet": Gain(1.0, 3.4, 0.4),
+    "convnet5": Gain(1.2, 2.7, 0.2),
     "efficientnet_lite0": Gain(2.1, 3.4, 6.4),
+    "efficientnet_lite1": Gain(1.6, 2.0, 7.4),
+    "efficientnet_lite2": Gain(2.0, 3.5, 7.6),
+    "overfeat5": Gain(1.1, 3.8, 0.2),
     "resnet50": Gain(1.2, 3.6, 0.8),
     "squeezenet1_1": Gain(1.4, 2.5, 0.9),
+    "zf5": Gain(1.6, 3.5, 0.2),
 }
 
 _WORTH = 1.15
