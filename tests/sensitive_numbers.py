@@ -7,8 +7,10 @@ A program: ``python -m tests.sensitive_numbers FILE.npz`` computes them as this 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -134,6 +136,20 @@ def of_bodies() -> Numbers:
     return found
 
 
+def of_engines() -> Numbers:
+    """Maps by OpenVINO, where it is installed, of a body that computes as many at once as there are threads."""
+    found: Numbers = {}
+    if importlib.util.find_spec("openvino") is None:
+        return found
+    for name in ("zf5", "squeezenet1_1", "efficientnet_lite0", "resnet50"):
+        spec = BODIES[name]
+        body = Body(spec, load_state(spec, "random"), engine="openvino", at_once=torch.get_num_threads())
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            maps = pool.map(lambda scale, body=body: body.conv_map(picture(), scale), (150, 97, 120))
+            found |= {f"openvino map {name} {i}": conv_map.numpy() for i, conv_map in enumerate(maps)}
+    return found
+
+
 def of_proposals() -> Numbers:
     """Boxes of selective search."""
     return {"proposals": propose(SelectiveSearch(), picture(), seed_of("a", 0)).boxes}
@@ -146,6 +162,7 @@ PIECES: tuple[Callable[[], Numbers], ...] = (
     of_svms,
     of_box_regression,
     of_bodies,
+    of_engines,
     of_proposals,
 )
 

@@ -28,7 +28,7 @@ from jobs.execution.tasks import as_task
 from jobs.execution.tasks import results as gather
 from jobs.features.body import LoadedBody, load_body
 from jobs.features.crew import actor_crew
-from jobs.features.method import vector_length
+from jobs.features.method import engine_metadata, vector_length
 from jobs.proposals.stored import failed_in
 from jobs.record.invocation import Invocation
 from jobs.record.publish import done_already, publish
@@ -117,7 +117,8 @@ def _image_features(
     metadata = {
         "method": method,
         "body": config.features.body,
-        "weights_digest": body.digest,
+        "weights_digest": body.weights_digest,
+        **engine_metadata(config.features, body),
         "levels": ",".join(map(str, config.features.pyramid)),
         "order": "level,bin,channel",
         "views": ",".join(views),

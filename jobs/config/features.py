@@ -48,6 +48,13 @@ class FeaturesConfig(Settings):
     source: Literal["windows", "warp"] = Field("windows", json_schema_extra=ADDED_LATER)
     """windows: proposals are pooled from the image's conv maps (SPP-net); warp: each is warped to the body's input size
     and passes the body alone (R-CNN), to compare with. Then scales and mapping have no say."""
+    engine: Literal["torch", "openvino"] = "torch"
+    """What runs the body on CPUs: PyTorch, or OpenVINO (``pip install 'spp-pipeline[openvino]'``), which is faster with
+    most bodies; see docs/bodies.md. Their maps differ in the last digits, so results have other names. A body that
+    OpenVINO cannot run is run by torch; GPUs have torch alone."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the body's arithmetic. bfloat16 is up to three times as fast on CPUs that are made for it (AMX), float16 is
+    for GPUs; by how much maps then differ depends on the body, see docs/bodies.md."""
     store: Literal["vectors", "maps"] = "vectors"
     """vectors: a row per window, to query; maps: the conv maps, 6 to 40 times smaller, pooled while they are read."""
 
@@ -75,15 +82,22 @@ class FeaturesConfig(Settings):
         return levels
 
     @model_validator(mode="after")
+    def _openvino_has_no_float16(self) -> FeaturesConfig:
+        if self.engine == "openvino" and self.precision == "float16":
+            raise ValueError("engine: openvino has no precision: float16; use bfloat16 or float32, or engine: torch")
+        return self
+
+    @model_validator(mode="after")
     def _warped_windows_have_no_common_map(self) -> FeaturesConfig:
         if self.source == "warp" and self.store == "maps":
             raise ValueError("source: warp makes no conv map that windows share; use store: vectors")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Without the weights, whose digest stands for them, and the store: both hold the same numbers."""
+        """Without weights, engine and precision, for which the body's digest stands (``jobs.features.known_bodies``),
+        and without the store: both hold the same numbers."""
         values = super().identity()
         unused = ("scales", "scale_rule", "mapping", "max_scaled_pixels") if self.source == "warp" else ()
-        for key in ("weights", "seed", "store", *unused):
+        for key in ("weights", "seed", "engine", "precision", "store", *unused):
             del values[key]
         return values

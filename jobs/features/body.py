@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.config.features import FeaturesConfig
 from jobs.errors import UsageError
@@ -13,22 +13,27 @@ from storage.identity import canonical_json, digest
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.bodies import BodySpec
+    from pipeline.bodies import BodySpec, Engine
 
 
 @dataclass(frozen=True)
 class LoadedBody:
-    """A body as the driver hands it to the actors. ``digest`` and ``classifier``: see ``BodyIdentity``."""
+    """A body as the driver hands it to the actors. ``digest``, ``classifier`` and ``engine``: see ``BodyIdentity``.
+
+    ``weights_digest``: of the weights alone.
+    """
 
     spec: BodySpec
     state: dict[str, torch.Tensor]
     digest: str
     classifier: str = ""
+    engine: Engine = "torch"
+    weights_digest: str = ""
 
     @property
     def identity(self) -> BodyIdentity:
         """What names methods, without the weights."""
-        return BodyIdentity(self.spec.channels, self.digest, self.classifier)
+        return BodyIdentity(self.spec.channels, self.digest, self.classifier, self.engine)
 
 
 def identify_body(config: FeaturesConfig) -> BodyIdentity:
@@ -39,17 +44,26 @@ def identify_body(config: FeaturesConfig) -> BodyIdentity:
     return recall(body_key(config)) or load_body(config).identity
 
 
+def engine_note(config: FeaturesConfig, body: BodyIdentity) -> str | None:
+    """That another engine runs the body than the one asked for; None if it does not."""
+    if body.engine == config.engine:
+        return None
+    return f"features.engine: {config.engine} cannot run body {config.body!r} as torch does, so {body.engine} runs it"
+
+
 def load_body(config: FeaturesConfig) -> LoadedBody:
-    """Read the weights once, on the driver. UsageError if the weights or the body cannot be had."""
+    """Read the weights once, on the driver. UsageError if the weights, the body or its engine cannot be had."""
     key = body_key(config)
-    body = _read_body(config)
+    known = recall(key)
+    body = _read_body(config, known.engine if known else None)
     if body_key(config) == key:  # else they were written while they were read
         remember(key, body.identity)
     return body
 
 
-def _read_body(config: FeaturesConfig) -> LoadedBody:
+def _read_body(config: FeaturesConfig, known_engine: str | None) -> LoadedBody:
     from pipeline.bodies import (
+        EngineError,
         UnsuitableBodyError,
         WeightsError,
         body_spec,
@@ -62,6 +76,9 @@ def _read_body(config: FeaturesConfig) -> LoadedBody:
         spec = body_spec(config.body)
         state = load_state(spec, config.weights, config.seed)
         classifier = load_classifier(spec, config.weights)
+        engine = _engine_of(config, spec, known_engine)
+    except EngineError as error:
+        raise UsageError(f"features.engine: {error}") from error
     except UnsuitableBodyError as error:
         raise UsageError(f"features.body: {error}") from error
     except WeightsError as error:
@@ -72,4 +89,27 @@ def _read_body(config: FeaturesConfig) -> LoadedBody:
         torchvisions = ((6,), "channel-major")  # named before there were others
         if (classifier.levels, classifier.order) != torchvisions:
             told = digest(canonical_json([told, list(classifier.levels), classifier.order]))
-    return LoadedBody(spec, state, weights_digest(state), told)
+    weights = weights_digest(state)
+    return LoadedBody(spec, state, _digest(weights, engine, config.precision), told, engine, weights)
+
+
+def _digest(weights: str, engine: str, precision: str) -> str:
+    """Of what makes the map. What is at its default is left out: it was named before there were others."""
+    values: dict[str, Any] = {"engine": engine, "precision": precision}
+    others = {name: value for name, value in values.items() if value not in ("torch", "float32")}
+    return digest(canonical_json([weights, others])) if others else weights
+
+
+def _engine_of(config: FeaturesConfig, spec: BodySpec, known: str | None) -> Engine:
+    """The engine that runs the body: the one asked for, or torch if that cannot. EngineError if it is not installed."""
+    if config.engine == "torch":
+        return "torch"
+    from pipeline.bodies.engine_trial import refusal
+    from pipeline.bodies.openvino_runner import openvino
+
+    openvino()
+    # tests hold the engine to every body of our own; of others it is known, or tried
+    runs = not config.body.startswith("timm:") or known == config.engine
+    if runs or (known is None and not refusal(spec, config.engine, config.precision)):
+        return config.engine
+    return "torch"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import ray
 
+from jobs.config.features import FeaturesConfig
+from jobs.errors import UsageError
 from jobs.execution.session import RaySession
-from jobs.features.body import LoadedBody
+from jobs.features.body import LoadedBody, engine_note
 from jobs.features.shard import ActorSettings
 from jobs.record.invocation import Invocation
 from jobs.record.versions import PRODUCER
 from jobs.shards.crews import ActorCrew, in_words
+
+_log = logging.getLogger("spp")
 
 
 def actor_crew(
@@ -21,9 +26,10 @@ def actor_crew(
     config = invocation.config
     execution = config.execution
     on_gpu = session.resources().use_gpus(execution)
+    check_engine(config.features, body, on_gpu)
     settings = ActorSettings(
         root=invocation.root,
-        config=config.features,
+        config=config.features.model_copy(update={"engine": body.engine}),
         device="cuda" if on_gpu else "cpu",
         threads=execution.threads,
         decode_threads=execution.decode_threads,
@@ -69,3 +75,15 @@ def actor_crew(
         needs=in_words(cores(), 1 if on_gpu else 0),
         max_deaths=execution.max_deaths,
     )
+
+
+def check_engine(config: FeaturesConfig, body: LoadedBody, on_gpu: bool) -> None:
+    """Say so where another engine runs the body than the one asked for. UsageError if it cannot run on a GPU."""
+    note = engine_note(config, body.identity)
+    if note is not None:
+        _log.warning("note: %s", note)
+    if on_gpu and body.engine != "torch":
+        raise UsageError(
+            f"features.engine: {body.engine} runs a body on CPUs alone, and this run has GPUs; use features.engine: "
+            f"torch, or execution.device: cpu"
+        )

@@ -33,22 +33,24 @@ _YOUNG = 2.0
 """Seconds for which a file is not known. The times that a file system stamps may be that coarse (FAT)."""
 _MOST = 200
 """Files in the cache; the oldest go first."""
-_LIBRARIES = ("torch", "torchvision", "timm", "safetensors")
+_LIBRARIES = ("torch", "torchvision", "timm", "safetensors", "openvino")
 _SOURCES = ("pipeline/bodies/*.py", "jobs/features/body.py")
 """The code that decides what the entries of a state are, and what is made of them."""
 
 
 @dataclass(frozen=True)
 class BodyIdentity:
-    """What names methods and sizes shards: ``channels`` of the map, ``digest`` of the weights.
+    """What names methods and sizes shards: ``channels`` of the map, ``digest`` of what makes it.
 
-    ``classifier``: digest of the fully connected layers that came with the weights, and of the order that they take
-    vectors in; empty without.
+    That is: of the weights, and of engine and precision where these are not torch and float32. ``classifier``: digest
+    of the fully connected layers that came with the weights, and of the order that they take vectors in; empty without.
+    ``engine``: what runs the body, which is torch where the engine that the config names cannot.
     """
 
     channels: int
     digest: str
     classifier: str = ""
+    engine: str = "torch"
 
 
 def body_key(config: FeaturesConfig) -> str | None:
@@ -57,6 +59,7 @@ def body_key(config: FeaturesConfig) -> str | None:
     That is: weights that do not exist, or have just been written, or that a library keeps where only it knows.
     """
     values: dict[str, Any] = {"body": config.body, "producer": PRODUCER, "code": _code(), **versions_of(_LIBRARIES)}
+    values |= {"engine": config.engine, "precision": config.precision}
     if config.weights == "random":
         values |= {"seed": config.seed, "processor": _processor()}
     else:
@@ -102,7 +105,7 @@ def remember(key: str | None, identity: BodyIdentity) -> None:
         _drop_oldest(folder)
 
 
-_KINDS = {"channels": int, "digest": str, "classifier": str}
+_KINDS = {"channels": int, "digest": str, "classifier": str, "engine": str}
 
 
 def _look(path: Path) -> list[Any] | None:

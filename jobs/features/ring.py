@@ -38,7 +38,14 @@ class ExtractionRing:
         cv2.setNumThreads(settings.threads)
         pyramid.warm_up()
         weights = {name: torch.from_numpy(np.array(values)) for name, values in state.items()}
-        body = Body(body_spec(settings.config.body), weights, settings.device)
+        body = Body(
+            body_spec(settings.config.body),
+            weights,
+            settings.device,
+            engine=settings.config.engine,
+            precision=settings.config.precision,
+            at_once=settings.images_at_once,
+        )
         self.extractor = _extractor(body, settings.config)
         self._max_boxes = settings.max_boxes
         self._extractors: queue.SimpleQueue[RegionExtractor | WarpExtractor] = queue.SimpleQueue()

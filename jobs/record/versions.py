@@ -11,6 +11,7 @@ _PACKAGES = (
     "ray",
     "torch",
     "torchvision",
+    "openvino",
     "timm",
     "pyarrow",
     "numpy",

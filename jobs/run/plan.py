@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from jobs.console.grid import Grid, Rows, Tables
 from jobs.console.tables import in_bytes, in_seconds, in_time
 from jobs.dataset.index import committed_index, index_method, index_of, read_index, tile_shards
+from jobs.features.body import engine_note, identify_body
+from jobs.features.gain import gain, processor_flags
 from jobs.record.invocation import Invocation
 from jobs.record.stage import Context, Stage
 from jobs.run.forecast import Forecast, forecast
@@ -186,7 +188,7 @@ def report(invocation: Invocation, until: str | None, gpus: int, cpus: int | Non
     }
     return Tables(
         grids=[Grid(corner=("stage", "dataset", "method"), columns={title: title for title in titles}, rows=rows)],
-        notes=list(_in_words(expected)),
+        notes=[*_in_words(expected), *_gains(invocation, planned, gpus)],
         values={
             "run": invocation.name,
             "root": invocation.root.url,
@@ -210,6 +212,18 @@ def _in_words(expected: Forecast) -> Iterator[str]:
             f"no time is known yet for {', '.join(expected.unmeasured)}: it is learnt from the first committed shards "
             f"(give the command, interrupt it after a minute, plan again)"
         )
+
+
+def _gains(invocation: Invocation, planned: Sequence[PlannedDataset], gpus: int) -> Iterator[str]:
+    """Of maps that are to be made: who makes them, if not who was asked to, and what would make them faster on CPUs."""
+    if not any(entry.stage == "extract" and entry.images_to_do for entry in planned):
+        return
+    config = invocation.config
+    on_gpus = gpus > 0 or config.execution.device == "cuda"
+    said = None if on_gpus else gain(config.features, processor_flags())
+    for note in (engine_note(config.features, identify_body(config.features)), said):
+        if note is not None:
+            yield note
 
 
 def _cost(dataset: ShardedDataset, sample: Sequence[Commit], images: int) -> tuple[int | None, dict[str, float] | None]:
@@ -256,5 +270,8 @@ def _sample(root: Root, dataset: str, method: str) -> list[Commit]:
     for candidate in (method, *others):
         names: list[CommitName] = sorted(winners(root, dataset, candidate).values())[:_SAMPLE]
         if names:
-            return read_commits(root, dataset, candidate, names)
+            try:
+                return read_commits(root, dataset, candidate, names)
+            except StorageError:  # a forecast does without; whoever needs the commits says what is wrong with them
+                continue
     return []

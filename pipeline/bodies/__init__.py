@@ -4,6 +4,7 @@ from pipeline.bodies.alexnet import ALEXNET
 from pipeline.bodies.body import Body, BodySpec, UnsuitableBodyError, weights_digest
 from pipeline.bodies.convnet5 import CONVNET5
 from pipeline.bodies.efficientnet_lite import EFFICIENTNET_LITE0, EFFICIENTNET_LITE1, EFFICIENTNET_LITE2
+from pipeline.bodies.engine import Engine, EngineError, Precision
 from pipeline.bodies.overfeat import OVERFEAT5, OVERFEAT7
 from pipeline.bodies.resnet import RESNET50
 from pipeline.bodies.squeezenet import SQUEEZENET1_1
@@ -47,6 +48,9 @@ __all__ = [
     "BODIES",
     "Body",
     "BodySpec",
+    "Engine",
+    "EngineError",
+    "Precision",
     "UnsuitableBodyError",
     "WeightsError",
     "body_spec",

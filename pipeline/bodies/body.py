@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -16,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from pipeline.bodies.engine import Engine, EngineError, Precision, Runner, TorchRunner
 from pipeline.images.decode import RGB
-from pipeline.products import one_torch_thread
 from pipeline.spp.receptive_field import Geometry, Layer, geometry, map_length, smallest_input
 from pipeline.spp.windows import scaled_size
 
@@ -114,18 +112,31 @@ class Body:
     spec : what to build.
     state : its parameters and buffers, by name.
     device : a torch device name. Determinism: the same device and kind of processor give the same bits.
+    engine : what runs the network; PyTorch on every device, others on a CPU alone.
+    precision : of the network's arithmetic. Maps are float32 all the same.
+    at_once : batches that pass at once, for engines that have threads of their own.
+
+    Raises
+    ------
+    EngineError : the engine is not installed, cannot run this body, or not at this precision.
     """
 
-    def __init__(self, spec: BodySpec, state: State, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        spec: BodySpec,
+        state: State,
+        device: str = "cpu",
+        *,
+        engine: Engine = "torch",
+        precision: Precision = "float32",
+        at_once: int = 1,
+    ) -> None:
         self.spec = spec
         self.device = torch.device(device)
         network = spec.build()
         network.load_state_dict(dict(state))
-        network = spec.fuse(network.eval())
-        self._network = network.to(self.device).to(memory_format=torch.channels_last)
-        self._asked = threading.local()  # layers of this thread's pass
-        for name, path in spec.taps.items():
-            self._network.get_submodule(path).register_forward_hook(self._keeping(name))
+        self._network = spec.fuse(network.eval())
+        self._run = self._runner(engine, precision, at_once)
         self._mean = torch.tensor(spec.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1)
 
@@ -159,9 +170,7 @@ class Body:
     @torch.inference_mode()
     def conv_maps_of(self, batch: torch.Tensor) -> torch.Tensor:
         """The whole maps of preprocessed images, (B, 3, h, w): float32 (B, channels, height, width)."""
-        with self._alone():
-            conv_maps: torch.Tensor = self._network(batch)
-        return conv_maps
+        return self._run(batch, (self.spec.last,))[self.spec.last]
 
     @torch.inference_mode()
     def layers_of(self, batch: torch.Tensor, names: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -174,28 +183,18 @@ class Body:
         wanted = list(names)
         for name in wanted:
             self.spec.channels_of(name)
-        found: dict[str, torch.Tensor | None] = dict.fromkeys(wanted)
-        self._asked.layers = found
-        try:
-            conv_map = self.conv_maps_of(batch)
-        finally:
-            del self._asked.layers
-        if self.spec.last in found:
-            found[self.spec.last] = conv_map
-        return {name: values for name, values in found.items() if values is not None}
+        return self._run(batch, wanted)
 
-    def _alone(self) -> AbstractContextManager[None]:
-        return one_torch_thread() if self.device.type == "cpu" else nullcontext()
+    def _runner(self, engine: Engine, precision: Precision, at_once: int) -> Runner:
+        spec = self.spec
+        if engine == "torch":
+            return TorchRunner(self._network, spec.last, spec.taps, self.device, precision)
+        if self.device.type != "cpu":
+            raise EngineError(f"{engine} runs a body on CPUs alone; use features.engine: torch on {self.device.type}")
+        from pipeline.bodies.openvino_runner import OpenVinoRunner  # an optional package
 
-    def _keeping(self, name: str) -> Callable[[nn.Module, object, torch.Tensor], None]:
-        """A forward hook that keeps what its module gives, where this thread has asked for it."""
-
-        def keep(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
-            layers = getattr(self._asked, "layers", {})
-            if name in layers:
-                layers[name] = output
-
-        return keep
+        side = spec.padded_length(spec.input_size)
+        return OpenVinoRunner(self._network, spec.last, spec.taps, side, precision, at_once)
 
 
 def network_input(

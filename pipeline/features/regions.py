@@ -245,5 +245,8 @@ def rounded(maps: torch.Tensor) -> torch.Tensor:
     """
     halved = maps.half()
     if not torch.isfinite(halved).all():
-        raise BodyError("the conv map is not finite in float16 (values beyond 65,504, or NaN); use other weights")
+        raise BodyError(
+            "the conv map is not finite in float16 (values beyond 65,504, or NaN); use other weights, or another "
+            "features.precision than float16"
+        )
     return halved

@@ -219,7 +219,7 @@ def test_a_file_of_another_user_is_not_believed(cache, monkeypatch):
 def test_what_is_known_has_no_secrets(from_file, cache, an_hour_later):
     load_body(from_file)
     (file,) = cache.iterdir()
-    assert json.loads(file.read_text()).keys() == {"channels", "digest", "classifier"}
+    assert json.loads(file.read_text()).keys() == {"channels", "digest", "classifier", "engine"}
     assert file.stat().st_mode & 0o077 == 0
 
 

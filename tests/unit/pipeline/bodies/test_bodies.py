@@ -199,7 +199,7 @@ def test_several_layers_come_from_one_pass_and_none_is_kept(name, bodies):
     assert all(maps.shape[:2] == (2, spec.channels_of(layer)) for layer, maps in found.items())
     assert all(maps.dtype == torch.float32 and not maps.requires_grad for maps in found.values())
     assert torch.equal(found[spec.last], body.conv_maps_of(batch))
-    assert not vars(body._asked)
+    assert not vars(body._run._asked)
 
 
 @pytest.mark.parametrize("name", [name for name, spec in BODIES.items() if spec.taps])
@@ -250,7 +250,7 @@ def test_a_layer_that_a_body_does_not_offer_is_refused_with_those_that_it_does(b
 def test_a_pass_that_fails_keeps_no_layer(bodies):
     with pytest.raises(RuntimeError):
         bodies["zf5"].layers_of(torch.zeros(1, 4, 64, 64), ["conv4"])
-    assert not vars(bodies["zf5"]._asked)
+    assert not vars(bodies["zf5"]._run._asked)
 
 
 def test_threads_that_use_one_body_at_once_each_get_their_own_layers(bodies):
