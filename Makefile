@@ -47,13 +47,8 @@ lint: $(READY)  ## ruff, mypy, and the floors (import-linter)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## the benchmarks that need no data
-	$(BIN)/python -m benchmarks.pooling
-	$(BIN)/python -m benchmarks.extract
-	$(BIN)/python -m benchmarks.store
-	$(BIN)/python -m benchmarks.scan
-	$(BIN)/python -m benchmarks.mining
-	$(BIN)/python -m benchmarks.extremes --side 2000
+bench: $(READY)  ## the benchmarks that fit into 15 minutes; writes docs/benchmarks.md
+	$(BIN)/python -m benchmarks.suite --write docs/benchmarks.md
 
 clean:  ## drop .venv and the caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

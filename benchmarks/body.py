@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -35,6 +35,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.comparison import processor
 from benchmarks.pooling import VOC_SUBSET
 from pipeline.bodies import BODIES, Body, Engine, EngineError, Precision, body_spec, load_state
 from pipeline.images.decode import RGB, decode_image
@@ -82,6 +83,22 @@ class Measured:
     first_use: float
 
     @property
+    def case(self) -> dict[str, object]:
+        """What is told as JSON."""
+        way = self.way
+        threads = f", {way.threads} threads" if way.threads > 1 else ""
+        return {
+            "name": f"{way.body}, {way.engine}, {way.precision}{threads}",
+            "ours": self.seconds,
+            "peer": self.peer,
+            "ratio": self.ratio,
+            "error": self.error,
+            "largest error": self.largest,
+            "memory": self.memory,
+            "first use": self.first_use,
+        }
+
+    @property
     def ratio(self) -> float:
         """How many times faster than PyTorch in float32."""
         return self.peer / self.seconds
@@ -110,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found += _measure(ways, photographs, scales)
         _show(found)
     if options.json:
-        cases = [{**asdict(one), "ratio": one.ratio} for one in found]
-        print(json.dumps({"processor": _processor(), "images": len(photographs), "cases": cases}), flush=True)
+        notes = [f"{processor()}; {len(photographs)} photographs; memory in bytes, first use in seconds"]
+        print(json.dumps({"notes": notes, "cases": [one.case for one in found]}), flush=True)
     return int(any(one.way.precision == "float32" and not one.error < 1e-3 for one in found))
 
 
@@ -199,19 +216,8 @@ def _first_use(way: Way, image: RGB) -> tuple[int, float]:
     return psutil.Process().memory_info().rss - before, first - again
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "?"
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    able = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return f"{named[0] if named else '?'} ({', '.join(able)})"
-
-
 def _show(found: Sequence[Measured]) -> None:
-    table = Table(title=f"Bodies by engine and precision: {_processor()}", title_justify="left")
+    table = Table(title=f"Bodies by engine and precision: {processor()}", title_justify="left")
     table.add_column("body", no_wrap=True)
     for heading in ("engine", "precision", "threads", "s/image", "+-", "ratio", "error", "largest", "MB", "first"):
         table.add_column(heading, justify="right", no_wrap=True)

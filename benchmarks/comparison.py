@@ -1,17 +1,20 @@
 """What every benchmark does: time its sides in turn, set the limit beside them, say whether they agree, print it.
 
 ``python -m benchmarks.NAME --json`` prints, as the last line of standard output, one JSON object
-``{"cases": [{"name", "ours", "peer", "limit", "ratio", "equal"}]}``: seconds or bytes, ratio = peer / ours.
+``{"title", "notes", "cases": [{"name", "ours", "peer", "limit", "ratio", "equal", "unit"}]}``: seconds or bytes, and
+ratio = peer / ours.
 """
 
 from __future__ import annotations
 
 import json
+import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
@@ -99,21 +102,33 @@ def report(title: str, notes: Sequence[str], cases: Sequence[Case], as_json: boo
     for case in cases:
         table.add_row(
             case.name,
-            *(_amount(value, case.unit) for value in (case.ours, case.peer, case.limit)),
+            *("" if value is None else amount(value, case.unit) for value in (case.ours, case.peer, case.limit)),
             "" if case.ratio is None else f"{case.ratio:.1f}x",
             f"{case.spread:.0%}",
             "" if case.equal is None else "yes" if case.equal else "NO",
         )
     console.print(table)
     if as_json:
-        keys = ("name", "ours", "peer", "limit", "ratio", "equal")
-        print(json.dumps({"cases": [{key: getattr(case, key) for key in keys} for case in cases]}), flush=True)
+        keys = ("name", "ours", "peer", "limit", "ratio", "equal", "unit")
+        told = [{key: getattr(case, key) for key in keys} for case in cases]
+        print(json.dumps({"title": title, "notes": list(notes), "cases": told}), flush=True)
     return int(any(case.equal is False for case in cases))
 
 
-def _amount(value: float | None, unit: str) -> str:
-    if value is None:
-        return ""
+def amount(value: float, unit: str) -> str:
+    """Seconds or bytes, to read."""
     if unit == "s":
         return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.2f} ms"
     return f"{value / 1e6:.2f} MB"
+
+
+def processor() -> str:
+    """The kind of processor, and what of its abilities decides how fast a network runs."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "?"
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    able = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return f"{named[0] if named else '?'} ({', '.join(able)})"

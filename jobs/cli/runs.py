@@ -164,7 +164,6 @@ def _run(
 
     invocation = asked.invocation()
     chosen = stages_until(invocation.config, until) if stages is None else stages
-    record = running.run(invocation, chosen, again)
-    made = print_run(invocation.root, record)
+    made = print_run(invocation.root, *running.run(invocation, chosen, again))
     print_json(as_json, made)
     return int(made["exit_code"])

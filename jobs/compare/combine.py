@@ -44,6 +44,7 @@ from jobs.record.publish import done_already, publish
 from jobs.record.recording import failed_images, recorded_config, recorded_run
 from jobs.record.stage import Assignment, Context
 from jobs.run.driver import do_stages
+from jobs.run.timing import RunClock
 from pipeline.phases import PhaseClock
 from storage.columns import box_column, boxes_of
 from storage.commits import LedgerRow, read_commits
@@ -90,7 +91,7 @@ def combine(
         record.datasets["detections"] = _planned(parts, nms_overlap)  # by which it is known as a combination
         record.datasets["detections"] = _detections(root, parts, nms_overlap)
         assignment = Assignment(invocation, Context(config, root, first.index, record), session)
-        do_stages(assignment, [EVALUATE], [EVALUATE])
+        do_stages(assignment, [EVALUATE], [EVALUATE], RunClock(session))
         record.holds = []
     return record
 

@@ -112,7 +112,7 @@ def make_table(invocation: Invocation, columns: Sequence[str], rows: Sequence[st
             cell = _cell_invocation(invocation, column, row)
             if not only_print:
                 _log.info("table: %s", cell.name)
-                records[row, column] = run(cell, run_stages(cell.config))
+                records[row, column], _ = run(cell, run_stages(cell.config))
             elif cell.name in there:
                 records[row, column] = read_run(invocation.root, cell.name)
     done = {place: record for place, record in records.items() if record.complete("metrics")}

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from jobs.console.tables import in_bytes, in_seconds, print_table
 
 if TYPE_CHECKING:
     from jobs.record.notes import NoteCount
+    from jobs.run.timing import RunTiming
     from storage.quality import Quality, SplitQuality
     from storage.root import Root
     from storage.runs import RunRecord
 
 
-def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
-    """Print what a run made; returns the same as JSON values, the exit code among them."""
+def print_run(root: Root, record: RunRecord, timing: RunTiming) -> dict[str, Any]:
+    """Print what a run made, and where its time went; returns the same as JSON values, the exit code among them."""
     rows = [
         (
             entry.stage,
@@ -37,6 +39,8 @@ def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
     print_metrics(metrics_of(record))
     failed = print_failed(root, record)
     notes = print_notes(root, record)
+    if timing.sentence:
+        print(timing.sentence)
     return {
         "run": record.name,
         "root": root.url,
@@ -45,6 +49,7 @@ def print_run(root: Root, record: RunRecord) -> dict[str, Any]:
         "metrics": metrics_of(record).model_dump(),
         "failed": failed,
         "notes": notes,
+        "timing": asdict(timing),
     }
 
 

@@ -73,9 +73,9 @@ def demo(folder: Path, as_json: bool) -> int:
     print(f"Drew 90 pictures of {', '.join(CLASSES)} into {pictures}, 60 to train and 30 to test.")
     print("Now the pipeline: propose windows, extract a vector of each, train a detector, measure it.", flush=True)
     config = load_config(str(config_file))
-    record = run(Invocation(config, root, RUN, tuple(sys.argv)), run_stages(config))
+    record, timing = run(Invocation(config, root, RUN, tuple(sys.argv)), run_stages(config))
     print()
-    made = print_run(root, record)
+    made = print_run(root, record, timing)
     answers = [_ask(root, folder, sql) for sql in _QUERIES]
     matches = nearest_windows(root, RUN)
     _print_matches(matches)

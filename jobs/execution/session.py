@@ -130,6 +130,8 @@ class RaySession:
         self._ours = False
         self._resources: Resources | None = None
         self._looked = 0.0
+        self.starting = 0.0
+        """Seconds that it took to start, or join, Ray."""
 
     def __enter__(self) -> RaySession:
         return self
@@ -152,7 +154,9 @@ class RaySession:
 
             if not ray.is_initialized():
                 self._ours = True
+                begun = time.monotonic()
                 _connect(self._config)
+                self.starting += time.monotonic() - begun
                 if threading.current_thread() is threading.main_thread():
                     # Ray's own handler leaves without a word; this one is Ctrl-C's, and what it ends says so
                     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -15,14 +15,15 @@ from jobs.record.invocation import Invocation
 from jobs.record.recording import recorded_run
 from jobs.record.stage import Assignment, Context, Stage
 from jobs.run.stages import STAGES, foreseen, method_today, recorded_datasets
+from jobs.run.timing import RunClock, RunTiming
 from jobs.shards.survey import ShardedDataset, Survey, settled, survey_after
 from storage.runs import RunRecord, hold, unsettled, write_run
 
 _log = logging.getLogger("spp")
 
 
-def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> RunRecord:
-    """Do ``stages`` (names of some of ``STAGES``, in order), and return the run's record with its exit code.
+def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> tuple[RunRecord, RunTiming]:
+    """Do ``stages`` (names of some of ``STAGES``, in order): the run's record with its exit code, and where time went.
 
     ``retry``: shards in which an image failed are made again, as a new revision that takes over all other rows.
 
@@ -32,6 +33,7 @@ def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> R
     asked = [stage for stage in STAGES if stage.name in stages]
     images = config.dataset.path if any(stage.reads_images(config) for stage in asked) else None
     with recorded_run(invocation) as record, RaySession(config.execution, local_places(root, images)) as session:
+        clock = RunClock(session)
         if asked[0] is STAGES[0]:
             index = make_index(invocation, record)
         else:
@@ -41,9 +43,10 @@ def run(invocation: Invocation, stages: Sequence[str], retry: bool = False) -> R
         for note in foreseen(stages, assignment.context):
             _log.warning("note: %s", note)
         for group in _groups(asked, assignment):
-            do_stages(assignment, group, asked)
+            do_stages(assignment, group, asked, clock)
         record.holds = [] if asked[-1] is STAGES[-1] else unsettled(record)
-    return record
+        timing = clock.read()  # before Ray ends
+    return record, timing
 
 
 def _check_classes(classes: Sequence[str] | None, index: Index, run: str) -> None:
@@ -125,7 +128,7 @@ def _needed(config: RunConfig, first: Stage) -> list[Stage]:
     return needed[::-1]
 
 
-def do_stages(assignment: Assignment, group: Sequence[Stage], asked: Sequence[Stage]) -> None:
+def do_stages(assignment: Assignment, group: Sequence[Stage], asked: Sequence[Stage], clock: RunClock) -> None:
     """Have made what is missing of the datasets of some stages, in one loop; write into the record what is there."""
     record, root = assignment.record, assignment.context.root
     before = dict(record.datasets)
@@ -133,7 +136,7 @@ def do_stages(assignment: Assignment, group: Sequence[Stage], asked: Sequence[St
         if stage in asked:
             stage.check(assignment)
     sharded = group[0].makers is not None
-    planned = _make_shards(assignment, group, asked) if sharded else _make_small(assignment, group[0])
+    planned = _make_shards(assignment, group, asked, clock) if sharded else _make_small(assignment, group[0], clock)
     for stage in group:
         if stage not in asked:
             continue
@@ -145,7 +148,7 @@ def do_stages(assignment: Assignment, group: Sequence[Stage], asked: Sequence[St
         write_run(root, record)
 
 
-def _make_small(assignment: Assignment, stage: Stage) -> list[ShardedDataset]:
+def _make_small(assignment: Assignment, stage: Stage, clock: RunClock) -> list[ShardedDataset]:
     """Have a stage make those of its datasets that are missing, one after the other; their entries join the record.
 
     What is asked for is held from now on, so that no collection takes it away.
@@ -158,7 +161,8 @@ def _make_small(assignment: Assignment, stage: Stage) -> list[ShardedDataset]:
         there = survey_after(context.root, dataset, {}, assignment.retry)
         _tell(there)
         if not there.complete:
-            stage.make(assignment, dataset)
+            with clock.making(stage.name):
+                stage.make(assignment, dataset)
         made = settled(context.root, dataset)
         if not made:
             raise RunFailed(f"{stage.name}: {dataset.name} {dataset.method} is gone again; run the same command again")
@@ -168,7 +172,9 @@ def _make_small(assignment: Assignment, stage: Stage) -> list[ShardedDataset]:
     return planned
 
 
-def _make_shards(assignment: Assignment, group: Sequence[Stage], asked: Sequence[Stage]) -> list[ShardedDataset]:
+def _make_shards(
+    assignment: Assignment, group: Sequence[Stage], asked: Sequence[Stage], clock: RunClock
+) -> list[ShardedDataset]:
     """Make what is missing of all datasets of ``group``; the shards of those not asked for must be there."""
     context, record, root = assignment.context, assignment.record, assignment.context.root
     surveys: dict[str, Survey] = {}
@@ -202,11 +208,12 @@ def _make_shards(assignment: Assignment, group: Sequence[Stage], asked: Sequence
             from jobs.shards.make import make_shards  # Ray, of which a run with nothing to do has no use
 
             makers = []
-            for stage in group:
-                mine = of_stage[stage.name]
-                if stage.makers is not None and not all(found.complete for found in mine):
-                    makers += stage.makers(assignment, mine)
-            make_shards(assignment.invocation, makers, surveys)
+            with clock.making(group[-1].name) as phases:
+                for stage in group:
+                    mine = of_stage[stage.name]
+                    if stage.makers is not None and not all(found.complete for found in mine):
+                        makers += stage.makers(assignment, mine)
+                phases.update(make_shards(assignment.invocation, makers, surveys))
     except KeyboardInterrupt:
         interrupted = True  # the record is written at once: there may be seconds before SIGKILL
         raise

@@ -36,15 +36,17 @@ class ShardMaker:
 
 def make_shards(
     invocation: Invocation, makers: Sequence[ShardMaker], upstream: Mapping[str, Survey] | None = None
-) -> None:
-    """Make what is missing. ``upstream``: surveys of datasets that are read, and made by nobody here.
+) -> Mapping[str, float]:
+    """Make what is missing; returns the workers' seconds by phase.
+
+    ``upstream``: surveys of datasets that are read, and made by nobody here.
 
     Raises RunFailed if it has to stop; what is committed stays.
     """
     surveys = {**(upstream or {}), **{maker.survey.dataset.name: maker.survey for maker in makers}}
     works = [work for maker in makers if maker.survey.todo for work in maker.works(maker.survey)]
     if not works:
-        return
+        return {}
     done = {(name, key): commit for name, found in surveys.items() for key, commit in found.done.items()}
     totals = {maker.survey.dataset.name: maker.survey.dataset.images for maker in makers}
     before = {name: totals[name] - sum(work.images for work in works if work.dataset == name) for name in totals}
@@ -61,6 +63,7 @@ def make_shards(
             progress.devices = lambda: sum(crew.images_at_once * crew.actors() for crew in actors)
         listeners = (progress, RunMetrics(invocation.name), Bookkeeper(invocation.root))
         ShardLoop(crews, execution, listeners, done).run(works)
+    return progress.seconds
 
 
 def works_on(root: Root, crew: str, make: Callable[[Shard, ShardAttempt], Any], found: Survey) -> Iterator[Work]:

@@ -28,6 +28,9 @@ class ProgressReport(Listener):
     devices: Callable[[], int]
     """How many images the extraction actors can compute at once."""
 
+    seconds: Counter[str]
+    """Of workers, by phase."""
+
     def __init__(self, totals: Mapping[str, int], done: Mapping[str, int], seconds_between: float) -> None:
         self.devices = lambda: 1
         self._totals = totals
@@ -37,7 +40,7 @@ class ProgressReport(Listener):
         self._start = self._last = time.monotonic()
         self._bytes = 0
         self._failed = 0
-        self._compute = 0.0
+        self.seconds = Counter()
         console = Console(stderr=True)
         self._bar = self._make_bar(console) if console.is_terminal and _log.isEnabledFor(logging.INFO) else None
         self._bars: dict[str, TaskID] = {}
@@ -60,7 +63,7 @@ class ProgressReport(Listener):
         self._done[work.dataset] += work.images
         self._bytes += commit.bytes
         self._failed += len(commit.failed)
-        self._compute += sum(commit.seconds.get(phase, 0.0) for phase in COMPUTE_PHASES)
+        self.seconds.update(commit.seconds)
         for row in commit.failed:
             _log.warning("failed image %s (%s): %s: %s", row.image_id, row.stage, row.type, row.message)
         if self._bar is not None:
@@ -88,7 +91,8 @@ class ProgressReport(Listener):
         elapsed = max(time.monotonic() - self._start, 1e-9)
         new = sum(self._done[name] - self._before[name] for name in self._totals)
         devices = max(1, self.devices())
-        busy = f"device busy {100 * self._compute / elapsed / devices:.0f}% | " if self._compute else ""
+        compute = sum(self.seconds[phase] for phase in COMPUTE_PHASES)
+        busy = f"device busy {100 * compute / elapsed / devices:.0f}% | " if compute else ""
         return f"{new / elapsed:.2f} images/s | {busy}{self._bytes / 1e6:,.0f} MB written | {self._failed} failed"
 
     def _time_left(self) -> str:

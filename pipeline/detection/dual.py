@@ -1,15 +1,15 @@
-"""The dual of a linear SVM with a regularised bias, solved over the products of its examples or over these themselves.
+"""The dual of a linear SVM with a regularised bias, solved over the products of its examples.
 
     minimise 0.5 |sum a_i y_i x_i|^2 + 0.5 bias^2 (sum a_i y_i)^2 - sum a_i    over 0 <= a_i <= most_i
 
-Both begin with coordinate descent (Hsieh et al. 2008, algorithm 1, which liblinear uses): one variable after another,
-in a new order in each sweep, goes to where it is best. Scores are kept in float64 throughout: in float32 many small
+It begins with coordinate descent (Hsieh et al. 2008, algorithm 1, which liblinear uses): one variable after another, in
+a new order in each sweep, goes to where it is best. Scores are kept in float64 throughout: in float32 many small
 changes drift until no sweep comes nearer.
 
-Where classes overlap, many variables end inside their bounds, and sweeps come nearer ever more slowly. Over products,
-where a step is cheap, all that are inside move together between some sweeps, by conjugate gradients over their face of
-the box, to where the objective is lowest along the way (Moré and Toraldo 1991, "On the solution of large quadratic
-programming problems with bound constraints"). Sweeps find the face, and conjugate gradients the place on it.
+Where classes overlap, many variables end inside their bounds, and sweeps come nearer ever more slowly. So all that are
+inside move together between some sweeps, by conjugate gradients over their face of the box, to where the objective is
+lowest along the way (Moré and Toraldo 1991, "On the solution of large quadratic programming problems with bound
+constraints"). Sweeps find the face, and conjugate gradients the place on it.
 """
 
 from __future__ import annotations
@@ -31,27 +31,22 @@ class Variables(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """When a descent ends: at a relative gap of ``tolerance``, or after ``max_sweeps``. ``seed``: of their orders."""
+    """When a descent ends: at a gap of ``tolerance``, or after ``max_sweeps``. ``seed``: of their orders.
+
+    ``objective``: of the dual, what the tolerance is relative to; 0: as it is at the time.
+    """
 
     tolerance: float
     max_sweeps: int
     seed: int
+    objective: float = 0.0
 
-
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
-"""Of the products of long vectors: sums in any order; but infinities are what they are."""
 
 _IN_ORDER = {"nsz", "contract"}
-"""Of all else: what is compiled now and what was kept from an earlier process otherwise gave other last digits."""
+"""Sums in any order gave other last digits compiled now than kept from an earlier process."""
 
 _SWEEPS_BETWEEN = 5
 """Sweeps before the gap is looked at, and the face searched."""
-
-_REST = 0.3
-"""The range of gradients at which the first sweeps over examples end; smaller later, as the gap says."""
-
-_MOST_SWEEPS = 30
-"""Over examples, until all are looked at again."""
 
 _MOST_STEPS = 100
 """Of conjugate gradients in one search."""
@@ -152,16 +147,31 @@ def _face_step(products: NDArray[np.float32], offset: float, variables: Variable
 
 
 @compiled(fastmath=_IN_ORDER)
-def _gap(variables: Variables, scores: NDArray[np.float64]) -> float:
-    """By how much the primal objective of the scores exceeds the dual one, relative to the dual one."""
+def gap_of(variables: Variables, scores: NDArray[np.float64]) -> float:
+    """By how much the primal objective exceeds the dual one for these variables, whose ``scores`` are given: a sum over
+    them, to which none contributes that is where it is best."""
     signs, most, alphas = variables
-    squared = loss = total = 0.0
+    total = 0.0
     for i in range(len(signs)):
-        squared += alphas[i] * signs[i] * scores[i]
-        loss += most[i] * max(0.0, 1.0 - signs[i] * scores[i])
-        total += alphas[i]
-    dual = total - 0.5 * squared
-    return (0.5 * squared + loss - dual) / dual if dual > 0.0 else np.inf
+        short = 1.0 - signs[i] * scores[i]
+        total += most[i] * max(0.0, short) - alphas[i] * short
+    return total
+
+
+@compiled(fastmath=_IN_ORDER)
+def dual_of(variables: Variables, scores: NDArray[np.float64]) -> float:
+    """The dual objective (to be made large) of all variables of a problem."""
+    signs, _, alphas = variables
+    total = 0.0
+    for i in range(len(signs)):
+        total += alphas[i] * (1.0 - 0.5 * signs[i] * scores[i])
+    return total
+
+
+@compiled(fastmath=_IN_ORDER)
+def _near_enough(variables: Variables, scores: NDArray[np.float64], stop: Stop) -> bool:
+    objective = stop.objective if stop.objective > 0.0 else dual_of(variables, scores)
+    return objective > 0.0 and gap_of(variables, scores) <= stop.tolerance * objective
 
 
 @compiled(fastmath=_IN_ORDER)
@@ -170,13 +180,14 @@ def descend_products(
 ) -> int:
     """Solve over the Gram matrix float32 (N, N), to each of whose numbers ``offset`` (bias^2) belongs; sweeps done.
 
-    The variables, and the ``scores`` (N,) that they give, are where it begins, and change in place.
+    The variables, and their ``scores`` (N,), are where it begins, and change in place. The scores may hold what other
+    variables give, which stay as they are.
     """
     signs, most, alphas = variables
     count = len(signs)
     np.random.seed(stop.seed)  # of compiled code, not of NumPy
     sweeps = 0
-    while sweeps < stop.max_sweeps and not _gap(variables, scores) <= stop.tolerance:
+    while sweeps < stop.max_sweeps and not _near_enough(variables, scores, stop):
         if sweeps:
             _face_step(products, offset, variables, scores)
         for _ in range(min(_SWEEPS_BETWEEN, stop.max_sweeps - sweeps)):
@@ -194,109 +205,3 @@ def descend_products(
                     scores[j] += change * row[j] + shift
             sweeps += 1
     return sweeps
-
-
-@compiled(fastmath=_FAST)
-def weigh(features: NDArray[np.float32], coefficients: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
-    """``weight`` (dim,) becomes ``coefficients @ features``, of examples float32 (N, dim), in float64."""
-    weight[:] = 0.0
-    for i in range(len(features)):
-        factor, row = coefficients[i], features[i]
-        if factor != 0.0:
-            for j in range(len(weight)):
-                weight[j] += factor * row[j]
-
-
-@compiled(fastmath=_FAST)
-def score(features: NDArray[np.float32], weight: NDArray[np.float64], bias: float, scores: NDArray[np.float64]) -> None:
-    """``scores`` (N,) become ``features @ weight + bias``, in float64."""
-    for i in range(len(features)):
-        total, row = 0.0, features[i]
-        for j in range(len(weight)):
-            total += row[j] * weight[j]
-        scores[i] = total + bias
-
-
-@compiled(fastmath=_FAST)
-def squares(features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The squared length of each example, (N,), in float64."""
-    found = np.empty(len(features))
-    for i in range(len(features)):
-        total, row = 0.0, features[i]
-        for j in range(len(row)):
-            total += np.float64(row[j]) * row[j]
-        found[i] = total
-    return found
-
-
-@compiled(fastmath=_FAST)
-def _sweep(
-    features: NDArray[np.float32],
-    lengths: NDArray[np.float64],
-    bias: float,
-    variables: Variables,
-    weight: NDArray[np.float64],
-    until: tuple[float, int],
-) -> int:
-    """Sweeps over those that no sweep has found pressed against a bound; how many.
-
-    ``until``: their gradients lie within such a range, or so many sweeps are done.
-    """
-    count, dim = features.shape
-    signs, most, alphas = variables
-    rest, max_sweeps = until
-    active, sweeps = np.arange(count), 0
-    while sweeps < max_sweeps:
-        highest, lowest, kept = -np.inf, np.inf, 0
-        for place in np.random.permutation(len(active)):
-            i = active[place]
-            row, total = features[i], bias * weight[dim]
-            for j in range(dim):
-                total += row[j] * weight[j]
-            gradient = signs[i] * total - 1.0
-            if (alphas[i] <= 0.0 and gradient >= 0.0) or (alphas[i] >= most[i] and gradient <= 0.0):
-                active[place] = -1
-                continue
-            kept += 1
-            highest, lowest = max(highest, gradient), min(lowest, gradient)
-            new = min(max(alphas[i] - gradient / (lengths[i] + bias * bias), 0.0), most[i])
-            change = (new - alphas[i]) * signs[i]
-            alphas[i] = new
-            for j in range(dim):
-                weight[j] += change * row[j]
-            weight[dim] += change * bias
-        sweeps += 1
-        left = np.empty(kept, np.int64)
-        kept = 0
-        for i in active:
-            if i >= 0:
-                left[kept] = i
-                kept += 1
-        active = left
-        if not kept or highest - lowest <= rest:
-            break
-    return sweeps
-
-
-@compiled(fastmath=_FAST)
-def descend_examples(
-    features: NDArray[np.float32], bias: float, variables: Variables, weight: NDArray[np.float64], stop: Stop
-) -> int:
-    """Solve over the examples float32 (N, dim) themselves; sweeps done.
-
-    The variables, and the ``weight`` (dim + 1,) that they give, the bias feature's the last, change in place. Variables
-    at a bound that they are pressed against are left out until the others are at rest (shrinking: Hsieh et al. 2008,
-    3.3, without its threshold: all are looked at again before the end).
-    """
-    dim, scores, lengths = features.shape[1], np.empty(len(features)), squares(features)
-    np.random.seed(stop.seed)  # of compiled code, not of NumPy
-    rest, sweeps = _REST, 0
-    while True:
-        score(features, weight[:dim], bias * float(weight[dim]), scores)
-        gap = _gap(variables, scores)
-        if gap <= stop.tolerance or sweeps >= stop.max_sweeps:
-            return sweeps
-        if sweeps:
-            rest *= min(0.5, max(0.01, 5.0 * stop.tolerance / gap))
-        most_now = min(_MOST_SWEEPS, stop.max_sweeps - sweeps)
-        sweeps += _sweep(features, lengths, bias, variables, weight, (rest, most_now))

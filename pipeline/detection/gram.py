@@ -18,13 +18,17 @@ TILE = 192
 with AVX2). Of 128 or 512 some rows would be summed by other code than their neighbours."""
 
 
-def gram(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """All products of N examples (N, dim), C-contiguous: float32 (N, N), symmetric."""
-    count, given = len(features), torch.from_numpy(features)
+def gram(features: NDArray[np.float32], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    """All products of N examples (N, dim), C-contiguous: float32 (N, N), symmetric.
+
+    ``rows`` (M,): those of these examples alone, (M, M), of which no copy is made but tile by tile.
+    """
+    given, chosen = torch.from_numpy(features), None if rows is None else torch.from_numpy(rows)
+    count = len(features if rows is None else rows)
     made = np.empty((count, count), np.float32)
 
     def tile(start: int) -> torch.Tensor:
-        part = given[start : start + TILE]
+        part = given[start : start + TILE] if chosen is None else given[chosen[start : start + TILE]]
         # another number of rows may be summed in another order
         return part if len(part) == TILE else functional.pad(part, (0, 0, 0, TILE - len(part)))
 

@@ -23,8 +23,9 @@ from typing import ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.detection.dual import Stop, Variables, descend_examples, descend_products, score, squares, weigh
+from pipeline.detection.dual import Stop, Variables, descend_products
 from pipeline.detection.gram import gram
+from pipeline.detection.working_set import descend_examples, score, squares, weigh
 from pipeline.products import one_thread
 
 
@@ -100,9 +101,11 @@ class SvmSolver(Protocol):
 
 @dataclass(frozen=True)
 class DualSolver:
-    """Descent on the dual (``pipeline.detection.dual``): over the products of examples where these are few, else over
-    the examples themselves, in memory that grows with them alone. ``tolerance``: relative gap to the minimum, at most.
-    ``multiplications`` of products: half a second of one core, which is less than the sweeps over so many examples.
+    """Descent on the dual: over the products of examples where these are few, else over those of working sets
+    (``pipeline.detection.working_set``), in memory that grows with the examples alone.
+
+    ``tolerance``: relative gap to the minimum, at most. ``multiplications``: of the products of all examples, up to
+    which these are made: half a second of one core. ``of_a_set``: the same of a working set.
     """
 
     dtype: ClassVar[type] = np.float32
@@ -110,6 +113,7 @@ class DualSolver:
     max_iterations: int = 10_000
     seed: int = 0
     multiplications: int = 4 * 10**10
+    of_a_set: int = 3 * 10**11
 
     def fit(
         self,
@@ -122,29 +126,34 @@ class DualSolver:
         if not np.isfinite(squares(features)).all():
             raise ValueError("features must be finite, and their squares too")
 
-        products = gram(features) if len(features) <= self._most_of_products(features.shape[1]) else None
+        dim = features.shape[1]
+        products = gram(features) if len(features) <= self._most_of_products(dim) else None
 
         def descend(variables: Variables, svm: _Svm, stop: Stop) -> int:
             if products is not None:
                 return descend_products(products, problem.bias**2, variables, svm.scores, stop)
             weight = np.append(svm.weight, svm.bias / problem.bias)
-            return descend_examples(features, problem.bias, variables, weight, stop)
+            return descend_examples(features, problem.bias, variables, weight, stop, self._most_in_set(dim))
 
         stop = Stop(self.tolerance, self.max_iterations, self.seed)
         return _solved(features, positive, problem, start, descend, stop)
 
     def most_rows(self, memory: int, dim: int) -> int:
-        each, few = dim + _NUMBERS, self._most_of_products(dim)
-        if memory >= self.bytes_needed(few, dim):
-            return (memory - 4 * few**2) // (4 * each)
+        each, most = dim + _NUMBERS, self._most_in_set(dim)
+        if memory >= self.bytes_needed(most, dim):
+            return (memory - 4 * most**2) // (4 * each)
         return (isqrt(each**2 + memory) - each) // 2  # of 4 n each + 4 n n
 
     def bytes_needed(self, rows: int, dim: int) -> int:
-        return 4 * rows * (dim + _NUMBERS) + 4 * min(rows, self._most_of_products(dim)) ** 2
+        return 4 * rows * (dim + _NUMBERS) + 4 * min(rows, self._most_in_set(dim)) ** 2
 
     def _most_of_products(self, dim: int) -> int:
         """Up to how many examples are solved over their products: of 2,000 numbers 4,000, of 16,000 numbers 1,581."""
         return min(_MOST_OF_PRODUCTS, isqrt(self.multiplications // dim))
+
+    def _most_in_set(self, dim: int) -> int:
+        """How many examples a working set may have: of 16,000 numbers 4,000, of 100,000 numbers 1,732."""
+        return min(_MOST_OF_PRODUCTS, isqrt(self.of_a_set // dim))
 
 
 _NUMBERS = 32

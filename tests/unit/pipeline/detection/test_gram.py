@@ -25,6 +25,8 @@ def test_a_number_hangs_on_its_two_examples_alone():
     np.testing.assert_array_equal(gram(features[order]), whole[np.ix_(order, order)])
     np.testing.assert_array_equal(gram(features[order[:50]]), whole[np.ix_(order[:50], order[:50])])
     np.testing.assert_array_equal(whole, whole.T)
+    for rows in (order, order[:50], order[:0]):
+        np.testing.assert_array_equal(gram(features, rows), whole[np.ix_(rows, rows)])
 
 
 @pytest.mark.parametrize("threads", [2, 3])
