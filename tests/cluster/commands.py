@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,11 @@ def small_head(**training: Any) -> dict[str, dict[str, Any]]:
         "finetune": {"windows_per_image": 40, "batch": 32, **training},
         "execution": {"checkpoint_seconds": 0, "train_threads": 1},
     }
+
+
+def shards_of(commits: Iterable[str]) -> list[str]:
+    """The shard of each commit."""
+    return [name.split("/")[1].split(".")[0] for name in commits]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:

@@ -23,7 +23,7 @@ from tests import REPOSITORY
 from tests.cluster.commands import BIN, PATIENCE, SPP, DisturbedProject, disturbed_project, wait_until
 from tests.cluster.local_cluster import LocalCluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 

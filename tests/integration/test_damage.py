@@ -18,6 +18,8 @@ from storage.root import open_root
 from storage.runs import read_run
 from tests.project import Project, last_json, link_tree
 
+pytestmark = pytest.mark.slow
+
 
 def flipped(place: float) -> Callable[[bytes, Path], bytes]:
     def flip(data: bytes, file: Path) -> bytes:
@@ -55,21 +57,16 @@ DAMAGE: dict[str, Callable[[bytes, Path], bytes | None]] = {
 }
 
 FILES = (
-    pytest.param("runs", marks=pytest.mark.slow),
+    "runs",
     "features/*/manifest",
-    *(
-        pytest.param(pattern, marks=pytest.mark.slow)
-        for pattern in (
-            "images/*/data",
-            "objects/*/commit",
-            "images/*/manifest",
-            "proposals/*/manifest",
-            "features/*/data",
-            "features/*/commit",
-            "svms/*/data",
-            "metrics/*/manifest",
-        )
-    ),
+    "images/*/data",
+    "objects/*/commit",
+    "images/*/manifest",
+    "proposals/*/manifest",
+    "features/*/data",
+    "features/*/commit",
+    "svms/*/data",
+    "metrics/*/manifest",
 )
 
 
@@ -156,7 +153,6 @@ def test_a_record_that_does_not_validate_is_told_in_a_line(finished: Project, tm
             assert verb != "status"
 
 
-@pytest.mark.slow
 def test_what_was_repaired_is_made_again_as_it_was(finished: Project, tmp_path):
     cloned = finished.clone(tmp_path)
     datasets = ("objects", "proposals", "features", "truth_features", "svms", "detections", "metrics")

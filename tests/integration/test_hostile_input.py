@@ -29,6 +29,8 @@ from tests import REPOSITORY
 from tests.project import EXTRACT, Project, config_with
 from tests.voc_folder import VocFolder
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH = 40, 56
 PAGE = REPOSITORY / "docs" / "input.md"
 

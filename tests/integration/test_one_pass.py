@@ -11,6 +11,8 @@ from tests.project import EXTRACT, Project
 
 COLUMNS = ["image_id", "scale"]
 
+pytestmark = pytest.mark.slow
+
 
 def used(project: Project, *datasets: str) -> set[tuple]:
     """The passes that the rows of some datasets take, each once: image, scale, side."""
@@ -45,7 +47,6 @@ def test_with_maps_the_windows_of_a_head_take_one_more_of_the_mirrored_image_alo
     assert leftovers(tuned) == []
 
 
-@pytest.mark.slow
 def test_a_changed_label_takes_no_pass_where_maps_are_stored(tuned, tmp_path):
     project = tuned.clone(tmp_path)
     assert project.data is not None
@@ -66,7 +67,6 @@ def test_a_changed_label_takes_no_pass_where_maps_are_stored(tuned, tmp_path):
     assert project.table("truth_features").equals(rows)
 
 
-@pytest.mark.slow
 def test_where_nothing_is_stored_objects_pass_for_themselves(cloned):
     """As in an old root. What looks like parts is none, which is only seen by who wants to read them."""
     rows, before = cloned.table("truth_features"), passes(cloned)

@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline.products import COLUMNS, Linear, one_thread, product, share_out
 from tests import REPOSITORY
-from tests.sensitive_numbers import EXACT, PIECES, Numbers, of_bodies, of_engines, of_proposals, tolerance
+from tests.sensitive_numbers import EXACT, PIECES, Numbers, of_bodies, of_engines, of_proposals, of_svms, tolerance
 
 AS_IT_IS = "as it is"
 
@@ -60,7 +60,7 @@ def blas_threads() -> set[int]:
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 
-SLOW = (of_proposals, of_bodies, of_engines)
+SLOW = (of_proposals, of_bodies, of_engines, of_svms)
 """Selective search is compiled first, which takes longer than all others together."""
 
 

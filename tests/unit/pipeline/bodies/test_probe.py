@@ -66,7 +66,13 @@ def thinned(network):
     return network
 
 
-@pytest.mark.parametrize("name", sorted(set(BODIES) - {"efficientnet_lite0"}))  # whose 851 pixels take long
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("efficientnet") else name
+        for name in sorted(set(BODIES) - {"efficientnet_lite0"})  # whose 851 pixels take long
+    ],
+)
 def test_it_measures_every_body_as_its_layer_list_says(name):
     spec = BODIES[name]
     network = thinned(spec.build())
