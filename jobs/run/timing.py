@@ -47,7 +47,7 @@ class RunTiming:
         if not self.parts:
             return ""
         told = sorted(self.parts.items(), key=lambda part: -part[1])
-        large = [part for part in told if part[1] >= _LEAST * self.seconds]
+        large = [(name, part) for name, part in told if part >= _LEAST * self.seconds and name != _REST]
         left = self.seconds - sum(seconds for _, seconds in large)
         if left >= _LEAST * self.seconds:
             large.append((_REST, left))

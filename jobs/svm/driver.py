@@ -316,8 +316,9 @@ class _Training:
         todo = [one for one in self._classes if added.get(one.number)]
         rows = {one.number: self._negatives.rows_of(one.number) for one in todo}
         with self._clock.phase("fit"):
-            refs = [self._fit(one, rows[one.number]) for one in todo]
-            found: list[ClassFit] = results("train-svm", refs)
+            started = sorted(todo, key=lambda one: -one.count - len(rows[one.number]))  # the longest is not to be last
+            refs = {one.number: self._fit(one, rows[one.number]) for one in started}
+            found: list[ClassFit] = results("train-svm", [refs[one.number] for one in todo])
         for one, fit in zip(todo, found, strict=True):
             trained = rows[one.number]
             kept = fit.scores >= self._config.leave_below

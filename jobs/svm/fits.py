@@ -22,8 +22,8 @@ Blocks = Sequence[tuple[ray.ObjectRef, Places, Places]]
 class ClassFit:
     """What a fit gave: weight float32 (dim,), bias, the scores of the negatives, and what is kept of its history.
 
-    ``coefficients`` (N,), positives first: each is a float32; None of a solver that has none to give. ``gap``: how far
-    the objective is from its minimum, relatively, at most; None where the solver cannot say.
+    ``coefficients`` (N,), positives first, each a sum of two float32 numbers; None of a solver that has none to give.
+    ``gap``: how far the objective is from its minimum, relatively, at most; None where the solver cannot say.
     """
 
     weight: NDArray[np.float32]

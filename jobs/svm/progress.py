@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from jobs.record.versions import PRODUCER
 from jobs.svm.fits import ClassFit
+from pipeline.detection.svm import as_two, sum_of_two
 from storage.root import Root
 from storage.tensors import Tensors, last_checkpoint, save_checkpoint
 
@@ -62,7 +63,7 @@ class Progress:
             tensors[f"members {name}"] = _exact(one.members)
             tensors[f"weight {name}"] = fit.weight
             if fit.coefficients is not None:
-                tensors[f"coefficients {name}"] = fit.coefficients.astype(np.float32)
+                tensors[f"coefficients {name}"] = np.stack(as_two(fit.coefficients))
             told[name] = {
                 "fit": {number: getattr(fit, number) for number in _NUMBERS},
                 "left_out": one.left_out,
@@ -100,7 +101,7 @@ def _class(name: str, told: Mapping[str, Any], tensors: Tensors) -> ClassProgres
         fit=ClassFit(
             weight=tensors[f"weight {name}"],
             scores=np.zeros(0),
-            coefficients=None if coefficients is None else coefficients.astype(np.float64),
+            coefficients=None if coefficients is None else sum_of_two(*coefficients),
             **told["fit"],
         ),
         left_out=told["left_out"],

@@ -17,6 +17,9 @@ TILE = 192
 """Rows and columns of a tile: whole registers of every kind of processor (4 of 48 of MKL's rows with AVX-512, 8 of 24
 with AVX2). Of 128 or 512 some rows would be summed by other code than their neighbours."""
 
+_AT_ONCE = 4
+"""Tiles that wait for each of the others: one that is gathered from rows far apart is used so many times."""
+
 
 def gram(features: NDArray[np.float32], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
     """All products of N examples (N, dim), C-contiguous: float32 (N, N), symmetric.
@@ -33,12 +36,16 @@ def gram(features: NDArray[np.float32], rows: NDArray[np.int64] | None = None) -
         return part if len(part) == TILE else functional.pad(part, (0, 0, 0, TILE - len(part)))
 
     def fill(start: int) -> None:
-        left, own = tile(start), slice(start, min(start + TILE, count))
+        starts = range(start, min(start + _AT_ONCE * TILE, count), TILE)
+        lefts = [tile(one) for one in starts]
         for first in range(start, count, TILE):  # one half is the mirror of the other
-            columns = slice(first, min(first + TILE, count))
-            part = torch.mm(left, tile(first).T).numpy()[: own.stop - start, : columns.stop - first]
-            made[own, columns] = part
-            made[columns, own] = part.T
+            right, columns = tile(first), slice(first, min(first + TILE, count))
+            for one, left in zip(starts, lefts, strict=True):
+                if one <= first:
+                    own = slice(one, min(one + TILE, count))
+                    part = torch.mm(left, right.T).numpy()[: own.stop - one, : columns.stop - first]
+                    made[own, columns] = part
+                    made[columns, own] = part.T
 
-    share_out(fill, range(0, count, TILE))
+    share_out(fill, range(0, count, _AT_ONCE * TILE))
     return made

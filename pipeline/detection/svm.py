@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.detection.dual import Stop, Variables, descend_products
 from pipeline.detection.gram import gram
-from pipeline.detection.working_set import descend_examples, score, squares, weigh
+from pipeline.detection.working_set import Examples, descend_examples, score, squares, weigh
 from pipeline.products import one_thread
 
 
@@ -56,9 +56,9 @@ class Objective:
 class SvmFit:
     """A trained SVM: ``weight`` float64 (dim,), ``bias``, the scores (N,) of its examples, and how it was found.
 
-    ``coefficients`` (N,): the dual variables, each a float32, from which a later fit may begin; None of a solver that
-    has none to give. ``gap``: how far, relatively, the objective is from its minimum, at most; None of a solver that
-    cannot say. ``iterations``: sweeps.
+    ``coefficients`` (N,): the dual variables, each a sum of two float32 numbers (``as_two``), from which a later fit
+    may begin; None of a solver that has none to give. ``gap``: how far, relatively, the objective is from its minimum,
+    at most; None of a solver that cannot say. ``iterations``: sweeps.
     """
 
     weight: NDArray[np.float64]
@@ -123,9 +123,9 @@ class DualSolver:
         start: NDArray[np.float64] | None = None,
     ) -> SvmFit:
         _check_kinds(positive)
-        if not np.isfinite(squares(features)).all():
+        examples = Examples(features, squares(features), problem.bias)
+        if not np.isfinite(examples.lengths).all():
             raise ValueError("features must be finite, and their squares too")
-
         dim = features.shape[1]
         products = gram(features) if len(features) <= self._most_of_products(dim) else None
 
@@ -133,7 +133,7 @@ class DualSolver:
             if products is not None:
                 return descend_products(products, problem.bias**2, variables, svm.scores, stop)
             weight = np.append(svm.weight, svm.bias / problem.bias)
-            return descend_examples(features, problem.bias, variables, weight, stop, self._most_in_set(dim))
+            return descend_examples(examples, variables, weight, svm.scores, stop, self._most_in_set(dim))
 
         stop = Stop(self.tolerance, self.max_iterations, self.seed)
         return _solved(features, positive, problem, start, descend, stop)
@@ -194,7 +194,7 @@ def _solved(
         for _ in range(_CORRECTIONS):
             left = stop.max_sweeps - sweeps
             sweeps += descend(Variables(signs, most, alphas), svm, Stop(wanted, left, stop.seed))
-            alphas = np.clip(alphas.astype(np.float32).astype(np.float64), 0.0, most)
+            alphas = np.clip(sum_of_two(*as_two(alphas)), 0.0, most)
             svm = _svm(features, alphas * signs, problem)
             parts = objective(svm.weight, svm.bias, svm.scores, positive, problem)
             least = float(alphas.sum()) - parts.regulariser  # the dual objective: no SVM has a lower one
@@ -212,6 +212,17 @@ def _solved(
         converged=gap <= stop.tolerance,
         coefficients=alphas,
     )
+
+
+def as_two(values: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What float32 can hold of some numbers, and of what that leaves."""
+    first = values.astype(np.float32)
+    return first, (values - first).astype(np.float32)
+
+
+def sum_of_two(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The numbers of which ``as_two`` made these, as far as both hold them."""
+    return first.astype(np.float64) + second
 
 
 def _svm(features: NDArray[np.floating], coefficients: NDArray[np.float64], problem: SvmProblem) -> _Svm:

@@ -10,12 +10,23 @@ pressed against a bound (shrinking: Hsieh et al. 2008, 3.3, without its threshol
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compiled import compiled
 from pipeline.detection.dual import Stop, Variables, descend_products, dual_of, gap_of
 from pipeline.detection.gram import gram
+
+
+class Examples(NamedTuple):
+    """``features`` float32 (N, dim), C-contiguous, squared ``lengths`` (N,), and the value of the bias feature."""
+
+    features: NDArray[np.float32]
+    lengths: NDArray[np.float64]
+    bias: float
+
 
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
 """Of the products of long vectors: sums in any order; but infinities are what they are."""
@@ -25,6 +36,13 @@ _REST = 0.3
 
 _MOST_SWEEPS = 30
 """Over examples, until all are looked at again."""
+
+_NEAR = 3e-3
+"""The gap from which on working sets are solved for: the right variables are inside, and few others. Before, they are
+where sweeps come to nothing."""
+
+_SLOWLY = 0.5
+"""Of the last gap: what a turn must leave at most."""
 
 _SHARE = 0.3
 """Of the gap that is asked for: what a working set may leave of it; the rest is for the others."""
@@ -65,20 +83,17 @@ def squares(features: NDArray[np.float32]) -> NDArray[np.float64]:
 
 @compiled(fastmath=_FAST)
 def _sweep(
-    features: NDArray[np.float32],
-    lengths: NDArray[np.float64],
-    bias: float,
-    variables: Variables,
-    weight: NDArray[np.float64],
-    until: tuple[float, int],
+    examples: Examples, variables: Variables, weight: NDArray[np.float64], until: tuple[float, int], seed: int
 ) -> int:
     """Sweeps over those that no sweep has found pressed against a bound; how many.
 
     ``until``: their gradients lie within such a range, or so many sweeps are done.
     """
+    features, lengths, bias = examples
     count, dim = features.shape
     signs, most, alphas = variables
     rest, max_sweeps = until
+    np.random.seed(seed)  # of compiled code, not of NumPy
     active, sweeps = np.arange(count), 0
     while sweeps < max_sweeps:
         highest, lowest, kept = -np.inf, np.inf, 0
@@ -124,70 +139,55 @@ def _inside(variables: Variables, scores: NDArray[np.float64]) -> NDArray[np.boo
     return found
 
 
-@compiled(fastmath=_FAST)
-def _swept(
-    features: NDArray[np.float32],
-    lengths: NDArray[np.float64],
-    bias: float,
-    variables: Variables,
-    weight: NDArray[np.float64],
-    until: tuple[float, int],
-    seed: int,
-) -> int:
-    """``_sweep``, in an order that the seed gives."""
-    np.random.seed(seed)  # of compiled code, not of NumPy
-    return _sweep(features, lengths, bias, variables, weight, until)
-
-
 def descend_examples(
-    features: NDArray[np.float32],
-    bias: float,
+    examples: Examples,
     variables: Variables,
     weight: NDArray[np.float64],
+    scores: NDArray[np.float64],
     stop: Stop,
     most_in_set: int,
 ) -> int:
-    """Solve over the examples float32 (N, dim); sweeps done.
+    """Solve over the examples; sweeps done.
 
-    The variables, and the ``weight`` (dim + 1,) that they give, the bias feature's the last, change in place.
-    ``most_in_set``: how many examples a working set may have.
+    The variables, and what they give, the ``weight`` (dim + 1,), the bias feature's the last, and the ``scores`` (N,),
+    change in place. ``most_in_set``: how many examples a working set may have.
     """
-    dim, scores, lengths = features.shape[1], np.empty(len(features)), squares(features)
-    in_set = np.zeros(len(features), np.bool_)
+    in_set, last = np.zeros(len(scores), np.bool_), np.inf
     rest, share, sweeps = _REST, _SHARE, 0
     while True:
-        score(features, weight[:dim], bias * float(weight[dim]), scores)
         objective, gap = dual_of(variables, scores), gap_of(variables, scores)
         if (objective > 0.0 and gap <= stop.tolerance * objective) or sweeps >= stop.max_sweeps:
             return sweeps
-        left = stop.max_sweeps - sweeps
-        inside = _inside(variables, scores)
-        if np.count_nonzero(inside | in_set) > most_in_set:
-            in_set[:] = False
-        done = 0
-        if objective > 0.0 and np.count_nonzero(inside | in_set) <= most_in_set:
-            share = share if (inside & ~in_set).any() else 0.5 * share  # the same set again: it was left too early
-            in_set |= inside
-            within = Stop(share * stop.tolerance, left, stop.seed, objective)
-            done = _descend_within(features, bias, variables, scores, weight, np.flatnonzero(in_set), within)
+        left, done, slow = stop.max_sweeps - sweeps, 0, gap > _SLOWLY * last
+        if objective > 0.0 and (slow or gap <= _NEAR * objective):
+            inside = _inside(variables, scores)
+            if slow:  # what one set makes good another one spoils: both together
+                inside |= in_set
+                share *= 0.5
+            in_set = inside if np.count_nonzero(inside) <= most_in_set else np.zeros_like(inside)
+            if in_set.any():
+                within = Stop(share * stop.tolerance, left, stop.seed, objective)
+                done = _descend_within(np.flatnonzero(in_set), examples, variables, weight, scores, within)
+        last = gap
         if not done:
             if sweeps and objective > 0.0:
                 rest *= min(0.5, max(0.01, 5.0 * stop.tolerance * objective / gap))
             until = (rest, min(_MOST_SWEEPS, left))
-            done = _swept(features, lengths, bias, variables, weight, until, stop.seed + sweeps)
+            done = _sweep(examples, variables, weight, until, stop.seed + sweeps)
         sweeps += done
+        score(examples.features, weight[:-1], examples.bias * float(weight[-1]), scores)
 
 
 def _descend_within(
-    features: NDArray[np.float32],
-    bias: float,
-    variables: Variables,
-    scores: NDArray[np.float64],
-    weight: NDArray[np.float64],
     rows: NDArray[np.int64],
+    examples: Examples,
+    variables: Variables,
+    weight: NDArray[np.float64],
+    scores: NDArray[np.float64],
     stop: Stop,
 ) -> int:
     """Solve for the variables of some ``rows`` alone, over their products; sweeps done. Scores stay as they were."""
+    features, _, bias = examples
     signs, most, alphas = (values[rows] for values in variables)
     before = alphas.copy()
     sweeps = descend_products(gram(features, rows), bias**2, Variables(signs, most, alphas), scores[rows], stop)

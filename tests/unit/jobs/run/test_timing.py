@@ -73,6 +73,8 @@ def test_a_run_with_nothing_to_do_has_nothing_to_tell(moments):
 def test_what_is_small_is_told_together():
     parts = {"body": 90.0, "decode": 0.6, "encode": 0.6, "read": 0.9, "waiting": 7.9}
     assert RunTiming(100.0, parts).sentence == "100 s: body 90%, waiting 8%, the rest 2%; limited by body"
-    parts = {"waiting": 90.0, "body": 10.0}
-    expected = "100 s: waiting 90%, body 10%; limited by workers that start, and the last shards of a stage"
+    parts = {"waiting": 85.0, "body": 5.0, "the rest": 10.0}
+    expected = (
+        "100 s: waiting 85%, body 5%, the rest 10%; limited by workers that start, and the last shards of a stage"
+    )
     assert RunTiming(100.0, parts).sentence == expected

@@ -8,6 +8,7 @@ import pytest
 
 from jobs.svm.fits import ClassFit
 from jobs.svm.progress import ClassProgress, Progress, last_progress
+from pipeline.detection.svm import as_two, sum_of_two
 from storage.root import open_root
 from storage.tensors import drop_checkpoints
 
@@ -20,7 +21,7 @@ def fit(seed=0, negatives=3, **changes):
         "weight": random.standard_normal(7).astype(np.float32),
         "bias": float(random.standard_normal()),
         "scores": random.standard_normal(negatives),
-        "coefficients": random.random(2 + negatives).astype(np.float32).astype(np.float64),
+        "coefficients": sum_of_two(*as_two(random.random(2 + negatives))),
         "loss_positive": 0.1,
         "loss_negative": 1 / 3,
         "regulariser": 2.5e-7,
