@@ -25,7 +25,7 @@ class SvmConfig(Settings):
     target_norm: float = Field(20.0, gt=0)
     """Features are scaled by one number, so that their mean norm is this."""
     solver: Literal["gram", "sklearn"] = "gram"
-    """gram: descent on the dual, over the products of few examples, over many examples themselves; sklearn: LinearSVC.
+    """gram: descent on the dual, over the products of few examples, of many over those that matter; sklearn: LinearSVC.
     Both find the same SVM."""
     tolerance: float = Field(1e-4, gt=0)
     """The solver's; of gram: how far, relatively, the objective may be from its minimum, which is proven in float64."""
