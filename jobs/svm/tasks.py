@@ -7,6 +7,7 @@ A proposal is known by its proposal_id, a ground-truth box by ``-1 - object_id``
 from __future__ import annotations
 
 import hashlib
+import heapq
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -274,13 +275,19 @@ def _vectors(
 def _picked(
     shard: TrainingShard, wanted: Mapping[str, NDArray[np.int64]]
 ) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.float16]]]:
-    """Of these images the windows that are wanted: image id, window ids and vectors, part by part."""
-    for image_id, chunks in _vectors(shard):
-        if image_id in wanted:
-            for ids, vectors in chunks:
-                inside = np.flatnonzero(np.isin(ids, wanted[image_id]))
-                if len(inside):
-                    yield image_id, ids[inside], vectors[inside]
+    """Of these images the windows that are wanted: image id, window ids and vectors, part by part, by image id.
+
+    Others are not pooled.
+    """
+    proposals = {image_id: ids[ids >= 0] for image_id, ids in wanted.items() if (ids >= 0).any()}
+    boxes = [image_id for image_id, ids in wanted.items() if (ids < 0).any()]
+    truth = _truth_rows(shard, vectors=True, images=sorted(boxes)) if boxes else {}
+    of_truth = ((image_id, *part) for image_id in sorted(truth) for part in _parts([truth[image_id]], "object_id"))
+    # proposals before ground truth of the same image, as where all windows are read
+    for image_id, ids, vectors in heapq.merge(shard.features.pick(proposals), of_truth, key=lambda part: part[0]):
+        inside = np.flatnonzero(np.isin(ids, wanted[image_id]))
+        if len(inside):
+            yield image_id, ids[inside], vectors[inside]
 
 
 def _parts(
@@ -295,12 +302,12 @@ def _window_ids(table: pa.Table, name: str) -> NDArray[np.int64]:
     return ids if name == "proposal_id" else -1 - ids
 
 
-def _truth_rows(shard: TrainingShard, vectors: bool) -> dict[str, pa.Table]:
-    """Image id to its rows of ``truth_features``."""
+def _truth_rows(shard: TrainingShard, vectors: bool, images: Sequence[str] | None = None) -> dict[str, pa.Table]:
+    """Image id to its rows of ``truth_features``, of all images of the shard or of some (sorted)."""
     columns = ["image_id", "object_id", "box", "scale", "window", *([VECTOR_COLUMN] if vectors else [])]
     found: dict[str, list[pa.Table]] = {}
     for key in shard.truth:
-        for table in scan_file(shard.features.root, key, columns, shard.images):
+        for table in scan_file(shard.features.root, key, columns, shard.images if images is None else images):
             found.setdefault(table["image_id"][0].as_py(), []).append(table)
     return {image_id: pa.concat_tables(tables).combine_chunks() for image_id, tables in found.items()}
 
