@@ -7,7 +7,6 @@ all its images are there. What has neither a part nor stored maps passes the bod
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -45,23 +44,21 @@ class StoredTruth:
     ) -> None:
         self._root, self._work, self._objects, self._clock = root, work, objects, clock
         self._parts: list[str] = []
-        self._part_of: dict[str, str] = {}
+        self._rows: dict[str, pa.Table] = {}
         self.images: frozenset[str] = frozenset()
         if work.dataset != "truth_features":
             return
         wanted = [image_id for image_id, rows in objects.items() if len(rows) and image_id not in known]
         with clock.phase("read"):
             self._parts = parts_of(root, "truth_features", work.method).get(work.shard, [])
-            self._part_of = self._gathered(wanted)
-            pooled = self._poolable([image_id for image_id in wanted if image_id not in self._part_of])
-        self.images = frozenset(self._part_of).union(pooled)
+            self._rows = self._gathered(wanted)
+            pooled = self._poolable([image_id for image_id in wanted if image_id not in self._rows])
+        self.images = frozenset(self._rows).union(pooled)
 
     def rows(self, image_id: str) -> pa.Table:
-        """Its rows. Raises DamagedFileError if what was there at the beginning is not any more."""
-        if image_id not in self._part_of:
-            return self._pooled(image_id)
-        with self._clock.phase("read"):
-            return pa.concat_tables(scan_file(self._root, self._part_of[image_id], None, [image_id]))
+        """Its rows, which are not kept any longer."""
+        found = self._rows.pop(image_id, None)
+        return self._pooled(image_id) if found is None else found
 
     def maps(self, image_id: str) -> dict[int, NDArray[np.float16]]:
         """The stored maps of an image that must pass the body, since they have not every scale."""
@@ -74,18 +71,22 @@ class StoredTruth:
         """The shard is committed: its parts have had their use."""
         drop_parts(self._root, self._parts)
 
-    def _gathered(self, wanted: Sequence[str]) -> dict[str, str]:
-        """The part of each image whose rows are there, whole; several attempts may have left the same.
+    def _gathered(self, wanted: Sequence[str]) -> dict[str, pa.Table]:
+        """Rows of the images whose parts are there, whole; several attempts may have left the same.
 
-        All of it is read, and nothing kept: a damaged part is found while its images can still pass the body.
+        They are held, which is less than the vectors of one image's proposals for most shards: another driver that
+        commits the shard deletes its parts at any moment.
         """
-        found: dict[str, str] = {}
+        found: dict[str, pa.Table] = {}
         for key in self._parts:
             left = [image_id for image_id in wanted if image_id not in found]
-            counts: Counter[str] = Counter()
+            pieces: dict[str, list[pa.Table]] = {}
             for table in part_rows(self._root, [key], left) if left else ():
-                counts[table["image_id"][0].as_py()] += len(table)
-            found.update({image_id: key for image_id, rows in counts.items() if rows == len(self._objects[image_id])})
+                pieces.setdefault(table["image_id"][0].as_py(), []).append(table)
+            for image_id, tables in pieces.items():
+                rows = pa.concat_tables(tables)
+                if len(rows) == len(self._objects[image_id]):
+                    found[image_id] = rows
         return found
 
     def _poolable(self, wanted: Sequence[str]) -> list[str]:
