@@ -74,8 +74,8 @@ class StoredTruth:
     def _gathered(self, wanted: Sequence[str]) -> dict[str, pa.Table]:
         """Rows of the images whose parts are there, whole; several attempts may have left the same.
 
-        They are held, which is less than the vectors of one image's proposals for most shards: another driver that
-        commits the shard deletes its parts at any moment.
+        They are held, all vectors of the shard's boxes that were made so: another driver that commits the shard may
+        delete its parts at any moment.
         """
         found: dict[str, pa.Table] = {}
         for key in self._parts:
