@@ -43,7 +43,7 @@ class RunTiming:
 
     @property
     def sentence(self) -> str:
-        """ "196 s: body 62%, encode 11%, ...; limited by body"; empty if nothing was made."""
+        """What the time went into, the largest share first, and what limits; empty if nothing was made."""
         if not self.parts:
             return ""
         told = sorted(self.parts.items(), key=lambda part: -part[1])

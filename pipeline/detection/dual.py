@@ -148,8 +148,8 @@ def _face_step(products: NDArray[np.float32], offset: float, variables: Variable
 
 @compiled(fastmath=_IN_ORDER)
 def gap_of(variables: Variables, scores: NDArray[np.float64]) -> float:
-    """By how much the primal objective exceeds the dual one for these variables, whose ``scores`` are given: a sum over
-    them, to which none contributes that is where it is best."""
+    """By how much the primal objective exceeds the dual one for these variables, whose ``scores`` (N,) are given: a sum
+    over them, to which none contributes that is where it is best."""
     signs, most, alphas = variables
     total = 0.0
     for i in range(len(signs)):
@@ -160,7 +160,7 @@ def gap_of(variables: Variables, scores: NDArray[np.float64]) -> float:
 
 @compiled(fastmath=_IN_ORDER)
 def dual_of(variables: Variables, scores: NDArray[np.float64]) -> float:
-    """The dual objective (to be made large) of all variables of a problem."""
+    """The dual objective (to be made large) of all variables of a problem, from their ``scores`` (N,)."""
     signs, _, alphas = variables
     total = 0.0
     for i in range(len(signs)):
